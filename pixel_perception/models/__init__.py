@@ -1,0 +1,1 @@
+"""The networks of both papers and of the compact model, in PyTorch."""
