@@ -1,0 +1,251 @@
+"""A model on disk: a folder with `manifest.json` and the files it names, opened only after every digest matches."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pixel_perception.errors import PerceptionError
+
+FORMAT = 1
+"""Version of the manifest's layout that this code reads and writes."""
+MANIFEST = "manifest.json"
+GRAPHS = ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
+          "language_model")  # fmt: skip
+"""Graphs that a bundle must hold."""
+FILES = ("language.safetensors", "tokenizer.json")
+"""Other files that a bundle must hold."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a symbolic dimension is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph."""
+
+    file: str
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    opset: int
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The network frame. Normalisation is inside the image encoder's graph."""
+
+    width: int = 384
+    height: int = 288
+    fill: int = 127
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids with a meaning of their own."""
+
+    begin: int = 1
+    """Opens the visual prefix and the question."""
+    end: int = 2
+    newline: int = 198
+    """Closes the question."""
+    segments: tuple[int, ...] = (49152, 49153, 49154, 49155)
+    all: int = 49156
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Questions that the model was trained with."""
+
+    caption_region: str = "describe"
+    narrate: str = "describe the scene"
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Levels and tokens per level of one target's group; their product is the length of the run."""
+
+    levels: int = 2
+    tokens_per_level: int = 2
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Least presence probability, least proposal score, and the logit above which a pixel belongs to a mask."""
+
+    presence: float = 0.5
+    proposal: float = 0.3
+    mask: float = 0.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a bundle. `files` maps the name of every file that is not a graph to its SHA-256."""
+
+    name: str
+    version: str
+    licence: str
+    tasks: tuple[str, ...]
+    graphs: dict[str, GraphSpec]
+    files: dict[str, str]
+    context: int = 1024
+    """Most tokens of prefix, question and answer together."""
+    image: ImageSpec = field(default_factory=ImageSpec)
+    tokens: Tokens = field(default_factory=Tokens)
+    templates: Templates = field(default_factory=Templates)
+    codebook: Codebook = field(default_factory=Codebook)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    vocabulary: dict = field(default_factory=dict)
+    provenance: dict = field(default_factory=dict)
+    parity: dict = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Text of `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = MANIFEST) -> Manifest:
+        """Parse a manifest; `where` names it in errors. Raises PerceptionError INVALID_BUNDLE."""
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise _bad(f"{where}: expected JSON, found an error at {error}.") from None
+        found = raw.get("format") if isinstance(raw, dict) else None
+        if found != FORMAT:
+            raise _bad(f"{where}: expected format {FORMAT}, found {found!r}; assemble the bundle again with this version.")
+        return _parse(Manifest, raw, where)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of `manifest.json`, which holds the digests of all other files."""
+
+    @staticmethod
+    def open(folder: str | Path | None = None) -> Bundle:
+        """Read a bundle's manifest and verify every file; None opens `default_folder()`.
+
+        Raises PerceptionError INVALID_BUNDLE naming the file, what was expected of it and what was found.
+        """
+        folder = Path(folder) if folder is not None else default_folder()
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise _bad(f"{path}: expected a bundle's manifest, found no such file; "
+                       "assemble the bundle with `pixel-perception assemble` or name its folder.")
+        text = path.read_bytes()
+        manifest = Manifest.from_json(text.decode("utf-8", "replace"), str(path))
+        for name in GRAPHS:
+            if name not in manifest.graphs:
+                raise _bad(f"{path}: expected the graph {name!r}, found only {', '.join(manifest.graphs) or 'none'}.")
+        for name in FILES:
+            if name not in manifest.files:
+                raise _bad(f"{path}: expected a digest of {name}, found only {', '.join(manifest.files) or 'none'}.")
+        if len(manifest.tokens.segments) != manifest.codebook.levels * manifest.codebook.tokens_per_level:
+            raise _bad(f"{path}: expected tokens.segments to hold levels * tokens_per_level ids, "
+                       f"found {len(manifest.tokens.segments)}.")
+        expected = {graph.file: graph.sha256 for graph in manifest.graphs.values()} | manifest.files
+        for name, digest in expected.items():
+            _verify(folder, name, digest)
+        return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+    def graph(self, name: str) -> Path:
+        """Path of a graph's ONNX file."""
+        return self.folder / self.manifest.graphs[name].file
+
+    def file(self, name: str) -> Path:
+        """Path of another file of the bundle."""
+        return self.folder / name
+
+
+def default_folder() -> Path:
+    """$PIXEL_PERCEPTION_BUNDLE, else `pixel_perception/bundles/compact` in the user's cache folder."""
+    named = os.environ.get("PIXEL_PERCEPTION_BUNDLE")
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "pixel_perception" / "bundles" / "compact"
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
+    """Write `manifest.json` in one step, so that a folder holds either no manifest or a whole one; returns its path."""
+    path = Path(folder) / MANIFEST
+    partial = path.with_suffix(".partial")
+    partial.write_text(manifest.to_json(), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _bad(message: str) -> PerceptionError:
+    return PerceptionError("INVALID_BUNDLE", message)
+
+
+def _verify(folder: Path, name: str, digest: str) -> None:
+    path = folder / name
+    # A manifest is data: a name must not lead out of the bundle's folder.
+    if Path(name).name != name:
+        raise _bad(f"{folder / MANIFEST}: expected plain file names, found {name!r}.")
+    if not path.is_file():
+        raise _bad(f"{path}: expected a file with SHA-256 {digest}, found no such file.")
+    found = file_digest(path)
+    if found != digest:
+        raise _bad(f"{path}: expected SHA-256 {digest}, found {found}; the file is damaged or of another bundle.")
+
+
+def _parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
+    """Build `kind` (a dataclass, tuple, dict, union or plain type) from JSON; `where` names the value in errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        _expect(isinstance(value, dict), where, "an object", value)
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        for name in value:
+            _expect(name in fields, f"{where}: {name}", f"one of {', '.join(fields)}", name)
+        for name, f in fields.items():
+            optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+            _expect(optional or name in value, f"{where}: {name}", "a value", "none")
+        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {name: _parse(arguments[1], item, f"{where}: {name}") for name, item in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        _expect(type(value) in arguments, where, " or ".join(a.__name__ for a in arguments), value)
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _expect(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), where, kind.__name__, value)
+    return value
+
+
+def _expect(condition: bool, where: str, expected: str, found: object) -> None:
+    if not condition:
+        raise _bad(f"{where}: expected {expected}, found {found!r:.80}.")

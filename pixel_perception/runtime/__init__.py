@@ -1,0 +1,1 @@
+"""Running a bundle: sessions, vision and the token loop. No torch, no ROS."""
