@@ -1,8 +1,8 @@
 """Segment Anything's small parts (Kirillov et al. 2023), shared by both papers.
 
-PixelLM decodes its masks with them (supplement A); PixelLLM encodes prompts, extracts prompt features (section
-3.2) and decodes referred masks with them. Sequences are (batch, length, channels), maps (batch, channels, height,
-width), coordinates (x, y) with x to the right and y down.
+PixelLM decodes its masks with them (supplement A); PixelLLM encodes prompts, extracts prompt features
+(section 3.2) and decodes referred masks with them. Sequences are (batch, length, channels), maps (batch,
+channels, height, width), coordinates (x, y) with x to the right and y down.
 """
 
 import math
@@ -68,9 +68,10 @@ class FourierPositions(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of inner width `dim / down_rate`: q (B, n, dim), k and v (B, m, dim) -> (B, n, dim).
+    """Multi-head attention of inner width `dim / down_rate`: q (B, n, dim), k, v (B, m, dim) -> (B, n, dim).
 
-    Raises ValueError when the inner width does not divide into the heads.
+    `valid` (B, m), bool, hides the keys where it is False. Raises ValueError when the inner width does not divide
+    into the heads.
     """
 
     def __init__(self, dim: int, heads: int, down_rate: int = 1):
@@ -82,9 +83,10 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(dim, inner) for _ in range(3))
         self.out = nn.Linear(inner, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
         q, k, v = (self._split(f(x)) for f, x in ((self.q, q), (self.k, k), (self.v, v)))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mask = None if valid is None else valid[:, None, None]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -132,7 +134,7 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Two-way attention between a few tokens and many image cells.
 
-    tokens (B, n, dim), image (B, m, dim), image_code broadcastable to image -> tokens, image of the same shapes.
+    tokens (B, n, dim), image (B, m, dim), image_code (1 or B, m, dim) -> tokens and image, shapes kept.
     """
 
     def __init__(self, config: TwoWayConfig):

@@ -1,0 +1,116 @@
+"""PixelLM's published folders: which sizes they have, which ids their codebook, and opening one."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pixel_perception.models.pixellm.checkpoints import TOWER, load, plain_name
+from pixel_perception.models.pixellm.clip_tower import ClipConfig
+from pixel_perception.models.pixellm.codebook import CodebookConfig
+from pixel_perception.models.pixellm.config import PixelLMConfig
+from pixel_perception.models.pixellm.decoder import PixelDecoderConfig
+from pixel_perception.models.pixellm.model import PixelLM
+from pixel_perception.models.sam import TwoWayConfig
+from pixel_perception.models.tensor_files import CheckpointError, Folder
+
+
+def open_published(
+    folder: str | Path, clip: str | Path | None = None, base: PixelLMConfig | None = None, dtype=torch.float32
+) -> PixelLM:
+    """Build a PixelLM from a published folder, and OpenAI's CLIP folder where the tower is not in the first.
+
+    Raises CheckpointError when files are absent, a tensor does not fit, or the tokenizer splits the codebook.
+    """
+    folder = Path(folder)
+    tensors = Folder(folder, *([clip] if clip else []))
+    config = config_from_shapes(tensors.shapes(), base or PixelLMConfig(), **_language(folder))
+    if (first := codebook_first(folder, config.codebook.length)) is not None:
+        config = replace(config, codebook=replace(config.codebook, first=first))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # a 13B network must not exist twice, once in float32
+    try:
+        model = PixelLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    load(model, tensors)
+    return model.eval()
+
+
+def codebook_first(folder: Path, length: int) -> int | None:
+    """The id of [SEG0] (or [SEG]) by the folder's tokenizer files, None when it has none.
+
+    Raises CheckpointError when the codebook's ids are not one consecutive run.
+    """
+    known: dict[str, int] = {}
+    if (path := folder / "tokenizer.json").is_file():
+        known |= {x["content"]: x["id"] for x in json.loads(path.read_text()).get("added_tokens", [])}
+    if (path := folder / "added_tokens.json").is_file():
+        known |= json.loads(path.read_text())
+    names = [f"[SEG{i}]" for i in range(length)] if length > 1 else ["[SEG]"]
+    if not known.keys() & set(names):
+        return None
+    ids = [known.get(name) for name in names]
+    if ids[0] is None or ids != list(range(ids[0], ids[0] + length)):
+        raise CheckpointError(f"the tokenizer in {folder} splits the codebook: {dict(zip(names, ids, strict=True))}")
+    return ids[0]
+
+
+def _language(folder: Path) -> dict:
+    path = folder / "config.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    ours = {"num_attention_heads": "heads", "rms_norm_eps": "eps", "max_position_embeddings": "context"}
+    return {name: stored[key] for key, name in ours.items() if key in stored}
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], base: PixelLMConfig, **language) -> PixelLMConfig:
+    """A configuration with the sizes that published tensors tell; what shapes cannot tell is taken from `base`.
+
+    Raises CheckpointError when the tensors are not those of a PixelLM.
+    """
+    shapes = {plain_name(name): tuple(shape) for name, shape in shapes.items()}
+    try:
+        vocabulary, dim = shapes["model.embed_tokens.weight"]
+        layer = "model.layers.0."
+        heads = language.pop("heads", base.language.heads)
+        if frequencies := shapes.get(layer + "self_attn.rotary_emb.inv_freq"):
+            heads = dim // (2 * frequencies[0])
+        words = replace(
+            base.language, vocabulary=vocabulary, dim=dim, heads=heads, layers=_count(shapes, r"model\.layers\.(\d+)\..*"),
+            key_heads=shapes[layer + "self_attn.k_proj.weight"][0] * heads // dim,
+            mlp=shapes[layer + "mlp.gate_proj.weight"][0], **language,
+        )
+        levels, width = shapes["model.mask_decoder.level_embed.weight"]
+        block = "model.mask_decoder.transformer.0.layers.0."
+        transformer = TwoWayConfig(
+            depth=_count(shapes, r"model\.mask_decoder\.transformer\.0\.layers\.(\d+)\..*"), dim=width,
+            mlp=shapes[block + "mlp.lin1.weight"][0],
+            down_rate=width // shapes[block + "cross_attn_token_to_image.q_proj.weight"][0],
+        )
+        decoder = PixelDecoderConfig(
+            levels, shapes["model.mask_decoder.output_upscaling.0.weight"][1],
+            shapes["model.mask_decoder.mask_tokens.weight"][0], transformer,
+        )
+    except KeyError as name:
+        raise CheckpointError(f"not a PixelLM checkpoint: it has no tensor {name}") from None
+    tokens = base.codebook.tokens
+    # the codebook is added to the vocabulary last but for the two marks around the image
+    book = CodebookConfig(vocabulary - 2 - levels * tokens, levels, tokens)
+    return replace(base, language=words, decoder=decoder, codebook=book, vision=_vision(shapes, base.vision))
+
+
+def _vision(shapes: Mapping[str, tuple[int, ...]], base: ClipConfig) -> ClipConfig:
+    names = {re.sub("^" + TOWER, "", name): shape for name, shape in shapes.items() if re.match(TOWER, name)}
+    if not names:
+        return base
+    dim, _, patch, _ = names["embeddings.patch_embedding.weight"]
+    heads = base.heads if dim == base.dim else max(2, dim // 64)
+    return replace(base, dim=dim, patch=patch, heads=heads, layers=_count(names, r"encoder\.layers\.(\d+)\..*"),
+                   mlp=names["encoder.layers.0.mlp.fc1.weight"][0])
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return 1 + max(int(match[1]) for name in names if (match := re.fullmatch(pattern, name)))

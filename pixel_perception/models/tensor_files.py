@@ -1,0 +1,71 @@
+"""Checkpoint folders as mappings from names to tensors: safetensors, or PyTorch files read with `weights_only`.
+
+No code in a file is ever run, and one tensor (safetensors) or one file (bin) is in memory at a time.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """Weights that do not fit the network or cannot be read; the message names every tensor or file."""
+
+
+class Folder(Mapping[str, Tensor]):
+    """The tensors of checkpoint folders as one mapping, read one at a time (safetensors) or file by file (bin).
+
+    Raises CheckpointError when a folder holds no weights or an index names a file that is not there.
+    """
+
+    def __init__(self, *folders: str | Path):
+        self._files: dict[str, Path] = {}
+        self._open: tuple[Path, Mapping[str, Tensor]] | None = None
+        for folder in map(Path, folders):
+            for path in weight_files(folder):
+                self._files |= dict.fromkeys(_shapes(path), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._files[name]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name)
+        if self._open is None or self._open[0] != path:
+            self._open = path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return self._open[1][name]
+
+    def __iter__(self):
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, without reading the values."""
+        return {name: shape for path in dict.fromkeys(self._files.values()) for name, shape in _shapes(path).items()}
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder: those of its index, else every safetensors, else every bin file."""
+    for index in sorted(folder.glob("*.index.json")):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+        if absent := [file.name for file in files if not file.is_file()]:
+            raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}")
+        return files
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise CheckpointError(f"no weights (*.safetensors or *.bin) in {folder}")
