@@ -5,6 +5,7 @@ No code in a file is ever run, and one tensor (safetensors) or one file (bin) is
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,29 @@ from torch import Tensor
 
 class CheckpointError(ValueError):
     """Weights that do not fit the network or cannot be read; the message names every tensor or file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the mapping. `status` is "load", "merge LoRA", "resize", "fresh" or "unused" when all is well,
+
+    "missing", "extra" or "shape" when not. Names are empty and shapes None where there is no such side.
+    """
+
+    published: str
+    ours: str
+    published_shape: tuple[int, ...] | None
+    our_shape: tuple[int, ...] | None
+    status: str
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status not in ("missing", "extra", "shape")
+
+    def __str__(self) -> str:
+        names = f"{self.published or '-'} {self.published_shape or ''} -> {self.ours or '-'} {self.our_shape or ''}"
+        return f"{self.status}: {names}" + (f" ({self.note})" if self.note else "")
 
 
 class Folder(Mapping[str, Tensor]):

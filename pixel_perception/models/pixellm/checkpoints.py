@@ -6,14 +6,13 @@ OpenAI's own files. Every tensor is accounted for by both names before anything 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pixel_perception.models.pixellm.clip_tower import resize_positions_as_published
 from pixel_perception.models.pixellm.model import PixelLM
-from pixel_perception.models.tensor_files import CheckpointError, Folder
+from pixel_perception.models.tensor_files import CheckpointError, Folder, Row
 
 LORA_SCALE = 2.0
 """alpha / rank of the release: 16 / 8."""
@@ -73,29 +72,6 @@ UNUSED: list[tuple[str, str]] = [
     (TOWER + r"post_layernorm\..*", "features are taken before it"),
     (r"text_model\..*|text_projection\..*|visual_projection\..*|logit_scale", "not part of CLIP's image tower"),
 ]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the mapping. `status` is "load", "merge LoRA", "resize", "fresh" or "unused" when all is well,
-
-    "missing", "extra" or "shape" when not. Names are empty and shapes None where there is no such side.
-    """
-
-    published: str
-    ours: str
-    published_shape: tuple[int, ...] | None
-    our_shape: tuple[int, ...] | None
-    status: str
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.status not in ("missing", "extra", "shape")
-
-    def __str__(self) -> str:
-        names = f"{self.published or '-'} {self.published_shape or ''} -> {self.ours or '-'} {self.our_shape or ''}"
-        return f"{self.status}: {names}" + (f" ({self.note})" if self.note else "")
 
 
 def our_name(published: str) -> str | None:
