@@ -1,277 +1,94 @@
-"""Read PixelLLM weights from the parameter tree of the reference implementation (Flax names with slashes).
+"""Load PixelLLM's weights: the reference's whole tree, or the three pretrained models that training starts from.
 
-A rule says how a name of theirs becomes one of ours, and how the array turns: Flax stores (..., in, out), torch
-(out, in, ...). Everything that does not fit is reported at once, under both names.
+Every tensor is accounted for by both names before anything is copied.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
+
+from pixel_perception.models.pixelllm.flax_names import REFERENCE
+from pixel_perception.models.pixelllm.hub_names import EVA02, FLAN_T5, SAM
+from pixel_perception.models.pixelllm.layouts import Layout
+from pixel_perception.models.pixelllm.model import PixelLLM
+from pixel_perception.models.tensor_files import CheckpointError, Folder, Row
+
+LAYOUTS = {"reference": REFERENCE, "sam": SAM, "eva02": EVA02, "flan-t5": FLAN_T5}
+"""Published layouts by name; the last three each fill the parts of the model that come from there."""
 
 
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _linear(x: np.ndarray) -> np.ndarray:
-    return x.T
-
-
-def _conv(x: np.ndarray) -> np.ndarray:
-    return x.transpose(3, 2, 0, 1)
-
-
-def _up(x: np.ndarray) -> np.ndarray:
-    # Flax correlates the dilated input, so its kernel lies the other way round than torch's.
-    return x[::-1, ::-1].transpose(2, 3, 0, 1)
-
-
-def _up_transposed(x: np.ndarray) -> np.ndarray:
-    # With `transpose_kernel` Flax turns the kernel itself and stores (h, w, out, in).
-    return x.transpose(3, 2, 0, 1)
-
-
-def _first(x: np.ndarray) -> np.ndarray:
-    return x[0]
-
-
-def _position_map(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """``pattern`` matches a whole name of theirs, ``name`` is ours (with groups), ``turn`` changes the array.
-
-    ``slot`` is an expansion such as "\\\\1": the row of our stacked parameter that the array fills; None for all.
-    """
-
-    pattern: str
-    name: str
-    turn: Callable[[np.ndarray], np.ndarray] = _same
-    slot: str | None = None
-
-
-def _rules() -> list[Rule]:
-    rules: list[Rule] = []
-
-    def add(pattern: str, name: str, turn=_same, slot=None):
-        rules.append(Rule(pattern, name, turn, slot))
-
-    def dense(theirs: str, ours: str, turn=_linear):
-        add(theirs + "/kernel", ours + ".weight", turn)
-        add(theirs + "/bias", ours + ".bias")
-
-    def norm(theirs: str, ours: str):
-        add(theirs + "/scale", ours + ".weight")
-        add(theirs + "/bias", ours + ".bias")
-
-    def renamed(function, theirs: str, ours: str, names: Mapping[str, str]):
-        for a, b in names.items():
-            function(theirs + a, ours + b)
-
-    # EVA-02
-    eva, block = "git_backbone", r"git_backbone/blocks\.(\d+)"
-    dense(rf"{eva}/patch_embed\.proj", "semantic.patch", _conv)
-    add(rf"{eva}/cls_token", "semantic.cls")
-    add(rf"{eva}/pos_embed", "semantic.position")
-    norm(rf"{eva}/ln_post", "semantic.norm")
-    mine = r"semantic.blocks.\1."
-    add(rf"{block}/attn/q_bias", mine + "attention.query.bias")
-    add(rf"{block}/attn/v_bias", mine + "attention.value.bias")
-    renamed(dense, rf"{block}/", mine, {"attn/q_proj": "attention.query", "attn/k_proj": "attention.key",
-            "attn/v_proj": "attention.value", "attn/proj": "attention.out",
-            "mlp/w1": "mlp.gate", "mlp/w2": "mlp.up", "mlp/w3": "mlp.down"})
-    renamed(norm, rf"{block}/", mine, {"norm1": "norm1", "norm2": "norm2", "mlp/ffn_ln": "mlp.norm"})
-
-    # SAM's ViT
-    sam, block, mine = "sam_backbone", r"sam_backbone/blocks\.(\d+)", r"spatial.blocks.\1."
-    dense(rf"{sam}/patch_embed\.proj", "spatial.patch", _conv)
-    add(rf"{sam}/pos_embed", "spatial.position", _position_map)
-    renamed(dense, rf"{block}/", mine, {"attn/qkv": "attention.qkv", "attn/proj": "attention.out",
-            "mlp/lin1": "mlp.0", "mlp/lin2": "mlp.2"})
-    renamed(norm, rf"{block}/", mine, {"norm1": "norm1", "norm2": "norm2"})
-    add(rf"{block}/attn/rel_pos_h", mine + "attention.relative_y")
-    add(rf"{block}/attn/rel_pos_w", mine + "attention.relative_x")
-    add(rf"{sam}/neck/([02])/kernel", r"spatial.neck.\1.weight", _conv)
-    norm(rf"{sam}/neck/([13])", r"spatial.neck.\1")
-
-    # SAM's prompt encoder
-    add(r"prompt_encoder/point_embeddings\.(\d)\.weight", "prompt_encoder.kinds", _first, r"\1")
-    add(r"prompt_encoder/not_a_point_embed\.weight", "prompt_encoder.no_point", _first)
-    add(r"prompt_encoder/no_mask_embed\.weight", "prompt_encoder.no_mask", _first)
-    add(r"prompt_encoder/pe_layer/positional_encoding_gaussian_matrix", "prompt_encoder.positions.frequencies")
-
-    # Two-way transformers
-    for theirs, ours in (("prompt_adapter", "prompt_features"), ("mask_adapter", "mask_adapter"),
-                         ("mask_decoder", "mask_decoder")):
-        layer, mine = rf"{theirs}/transformer/layers\.(\d+)/", rf"{ours}.transformer.blocks.\1."
-        for a, b in (("self_attn", "self_attention"), ("cross_attn_token_to_image", "token_to_image"),
-                     ("cross_attn_image_to_token", "image_to_token")):
-            renamed(dense, layer + a, mine + b, {f"/{p}_proj": f".{p}" for p in ("q", "k", "v", "out")})
-        renamed(norm, layer, mine, {f"norm{i}": f"norm{i}" for i in range(1, 5)})
-        renamed(dense, layer, mine, {"mlp/lin1": "mlp.layers.0", "mlp/lin2": "mlp.layers.1"})
-        renamed(dense, f"{theirs}/transformer/final_attn_token_to_image", f"{ours}.transformer.final_attention",
-                {f"/{p}_proj": f".{p}" for p in ("q", "k", "v", "out")})
-        norm(f"{theirs}/transformer/norm_final_attn", f"{ours}.transformer.final_norm")
-
-    # Prompt feature extractor
-    add(r"prompt_adapter/output_tokens\.weight", "prompt_features.queries")
-    for a, b in (("prompt_embedding", "prompt"), ("image_pe", "position"), ("image", "image")):
-        dense(rf"prompt_adapter/{a}_projection_mlp/layers\.0", f"prompt_features.{b}_projection")
-    heads = r"prompt_adapter/output_hypernetworks_mlps\.(\d+)/layers\.0"
-    add(heads + "/kernel", "prompt_features.heads", _linear, r"\1")
-    add(heads + "/bias", "prompt_features.heads_bias", _same, r"\1")
-    for place in ("visual_project_layers", "textual"):
-        dense(rf"{place}/visual_projection\.0", "visual_projection.0")
-        norm(rf"{place}/visual_projection\.1", "visual_projection.1")
-
-    # T5
-    for half in ("encoder", "decoder"):
-        theirs, ours = f"textual/t5_module/{half}", f"language.{half}"
-        layer, mine = rf"{theirs}/layers_(\d+)/", rf"{ours}.\1."
-        for a, b in (("attention", "attention"), ("self_attention", "attention"),
-                     ("encoder_decoder_attention", "cross")):
-            for part in ("query", "key", "value", "out"):
-                add(f"{layer}{a}/{part}/kernel", f"{mine}{b}.{part}.weight", _linear)
-                add(f"{layer}{a}/{part}/kernel_left_lora", f"{mine}{b}.{part}.lora_down", _linear)
-                add(f"{layer}{a}/{part}/kernel_right_lora", f"{mine}{b}.{part}.lora_up", _linear)
-        for a, b in (("pre_attention", "norm1"), ("pre_self_attention", "norm1"), ("pre_cross_attention", "norm2"),
-                     ("pre_mlp", "norm3")):
-            add(f"{layer}{a}_layer_norm/scale", f"{mine}{b}.weight")
-        for a, b in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
-            add(f"{layer}mlp/{a}/kernel", f"{mine}mlp.{b}.weight", _linear)
-        add(f"{theirs}/relpos_bias/rel_embedding", f"{ours}_bias.table.weight", _linear)
-        add(f"{theirs}/{half}_norm/scale", f"{ours}_norm.weight")
-    add("textual/t5_module/token_embedder/embedding", "language.embedding.weight")
-    add("textual/t5_module/decoder/logits_dense/kernel", "language.logits.weight", _linear)
-
-    # The small text decoder
-    add("textual/embedding/words/embedding", "language.embedding.weight")
-    add("textual/embedding/positions/embedding", "language.position.weight")
-    norm("textual/embedding/layer_norm", "language.norm")
-    dense("textual/output", "language.logits")
-    layer, mine = r"textual/transformer/encoder/layer\.(\d+)/", r"language.layers.\1."
-    renamed(dense, layer, mine, {"attention/self/query": "query", "attention/self/key": "key",
-            "attention/self/value": "value", "attention/output/dense": "out", "intermediate/dense": "mlp.0",
-            "output/dense": "mlp.2"})
-    renamed(norm, layer, mine, {"attention/output/LayerNorm": "norm1", "output/LayerNorm": "norm2"})
-
-    # Location head, mask adapter, mask decoder
-    norm("point_predictor/LayerNorm_0", "location_head.norm")
-    dense(r"point_predictor/mlp/layers\.(\d)", r"location_head.mlp.layers.\1")
-    add(r"mask_adapter/output_tokens\.weight", "mask_adapter.queries")
-    add(r"mask_adapter/alpha_output\.weight", "mask_adapter.gate")
-    for a, b in (("visual", "visual"), ("textual", "words")):
-        norm(f"mask_adapter/{a}_projection_mlp/LayerNorm_0", f"mask_adapter.{b}.0")
-        dense(rf"mask_adapter/{a}_projection_mlp/layers\.0", f"mask_adapter.{b}.1")
-    add(r"mask_decoder/iou_token\.weight", "mask_decoder.head.quality_token")
-    add(r"mask_decoder/mask_tokens\.weight", "mask_decoder.head.mask_tokens")
-    dense("mask_decoder/output_upscaling/([03])", r"mask_decoder.upscaling.\1", _up_transposed)
-    norm("mask_decoder/output_upscaling/1", "mask_decoder.upscaling.1")
-    dense(r"mask_decoder/output_hypernetworks_mlps\.(\d)/layers\.(\d)",
-          r"mask_decoder.head.hypernetworks.\1.layers.\2")
-    dense(r"mask_decoder/iou_prediction_head/layers\.(\d)", r"mask_decoder.head.quality.layers.\1")
-
-    # Detector
-    dense(r"box_decoder/fpn/simfp_3\.0", "detector.pyramid.up", _up)
-    for i, (stage, first) in enumerate(((3, 1), (4, 0), (5, 1))):
-        for j in range(2):
-            name = rf"box_decoder/fpn/simfp_{stage}\.{first + j}"
-            add(name + "/kernel", f"detector.pyramid.laterals.{i}.{2 * j}.weight", _conv)
-            norm(name + r"\.norm", f"detector.pyramid.laterals.{i}.{2 * j + 1}")
-    for i in range(2):
-        dense(f"box_decoder/fpn/top_block/p{6 + i}", f"detector.pyramid.coarse.{i}", _conv)
-    head = "box_decoder/proposal_generator"
-    for i in range(0, 12, 3):
-        dense(f"{head}/bbox_tower/{i}", f"detector.head.tower.{i}", _conv)
-        norm(f"{head}/bbox_tower/{i + 1}", f"detector.head.tower.{i + 1}")
-    dense(f"{head}/agn_hm", "detector.head.heat", _conv)
-    dense(f"{head}/bbox_pred", "detector.head.box", _conv)
-    add(rf"{head}/scales\.(\d)/scale", "detector.head.scales", _first, r"\1")
-    second = r"box_decoder/roi_heads/box_head\.0/"
-    renamed(dense, second, "detector.second.", {"fc1": "fc1", "fc2": "fc2", "cls_score": "score", "bbox_pred": "box"})
-    return rules
-
-
-UNUSED = (r"prompt_adapter/dense_output_mlp/.*", r"prompt_encoder/mask_downscaling/.*")
-"""Names of theirs that no task uses: they are skipped without a word."""
-
-OPTIONAL = ("prompt_encoder.mask_branch.",)
-"""Prefixes of ours that their trees lack (Flax makes no parameters for a branch that never runs)."""
-
-
-@dataclass
-class Mapped:
-    """Where a name of theirs goes: ours, its row there (None for the whole of it), and how the array turns."""
-
-    name: str
-    slot: int | None
-    turn: Callable[[np.ndarray], np.ndarray]
-
-
-def map_name(name: str, rules: Iterable[Rule] | None = None) -> Mapped | None:
-    """Our place for a name of theirs; None when no rule knows it."""
-    for rule in _RULES if rules is None else rules:
-        match = re.fullmatch(rule.pattern, name)
-        if match:
-            slot = None if rule.slot is None else int(match.expand(rule.slot))
-            return Mapped(match.expand(rule.name), slot, rule.turn)
-    return None
-
-
-def load_tree(model: nn.Module, tree: Mapping[str, np.ndarray], parts: tuple[str, ...] = ("",)) -> dict[str, str]:
-    """Copy a parameter tree of the reference into ``model`` (a PixelLLM).
+def plan(shapes: Mapping[str, tuple[int, ...]], model: PixelLLM, layout: Layout,
+         parts: tuple[str, ...] | None = None) -> list[Row]:
+    """The mapping of their names and shapes, a row for each tensor of either side; nothing is read or copied.
 
     Args:
-        tree: their names, with slashes, to float arrays.
-        parts: prefixes of our names that the tree must fill, for instance ("detector.",); by default all.
+        parts: prefixes of our names that must be filled, instead of those of the layout.
+    """
+    parts = layout.parts if parts is None else parts
+    ours = {name: tuple(x.shape) for name, x in model.state_dict().items() if name.startswith(parts)}
+    rows: list[Row] = []
+    filled: dict[str, set[int | None]] = {}
+    for name, shape in shapes.items():
+        shape = tuple(shape)
+        place = layout.place(name)
+        if reason := layout.reason_unused(name):
+            rows.append(Row(name, "", shape, None, "unused", reason))
+        elif place is None or place.name not in ours:
+            rows.append(Row(name, place.name if place else "", shape, None, "extra"))
+        else:
+            wanted = ours[place.name]
+            filled.setdefault(place.name, set()).add(place.slot)
+            fits = _turned_shape(place.turn, shape) == (wanted if place.slot is None else wanted[1:])
+            fits = fits and (place.slot is None or place.slot < wanted[0])
+            note = "" if place.slot is None else f"row {place.slot}"
+            rows.append(Row(name, place.name, shape, wanted, "load" if fits else "shape", note))
+    for name, shape in ours.items():
+        if name not in filled:
+            rows.append(Row("", name, None, shape, "fresh" if layout.is_fresh(name) else "missing"))
+        elif None not in filled[name] and len(filled[name]) < shape[0]:
+            absent = sorted(set(range(shape[0])) - filled[name])
+            rows.append(Row("", name, None, shape, "missing", f"rows {absent}"))
+    return rows
 
-    Returns:
-        The mapping that was used: their name to ours.
+
+def _turned_shape(turn, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    try:
+        return tuple(turn(torch.empty(shape, device="meta")).shape)
+    except (RuntimeError, IndexError):  # another number of dimensions than the rule expects
+        return None
+
+
+def load(model: PixelLLM, tensors: Mapping[str, Tensor | np.ndarray], layout: Layout = REFERENCE,
+         parts: tuple[str, ...] | None = None) -> list[Row]:
+    """Copy published tensors into the model and return the mapping.
 
     Raises:
-        ValueError: naming every tensor that is unknown, missing or of another shape, in both layouts.
+        CheckpointError: before anything is copied, when a tensor is missing, extra or mis-shaped.
     """
+    shapes = tensors.shapes() if isinstance(tensors, Folder) else {name: x.shape for name, x in tensors.items()}
+    rows = plan(shapes, model, layout, parts)
+    if bad := [row for row in rows if not row.ok]:
+        raise CheckpointError(f"{len(bad)} tensors do not fit:\n" + "\n".join(map(str, bad)))
     state = model.state_dict()
-    missing = {name for name in state if name.startswith(parts) and not name.startswith(OPTIONAL)}
-    used, wrong = {}, []
-    rows: dict[str, set[int]] = {}
-    for theirs, array in tree.items():
-        if any(re.fullmatch(pattern, theirs) for pattern in UNUSED):
-            continue
-        place = map_name(theirs)
-        if place is None or place.name not in state:
-            wrong.append(f"extra: {theirs} {tuple(array.shape)} -> {place.name if place else 'no rule'}")
-            continue
-        target = state[place.name]
-        missing.discard(place.name)
-        used[theirs] = place.name
-        if place.slot is not None:
-            rows.setdefault(place.name, set()).add(place.slot)
-            if place.slot >= len(target):
-                wrong.append(f"shape: {theirs} is row {place.slot} of {place.name}, which has {len(target)}")
-                continue
-        value = torch.from_numpy(np.array(place.turn(array), dtype=np.float32, order="C"))
-        if place.name == "detector.head.scales":
-            value = value.reshape(())
-        view = target if place.slot is None else target[place.slot]
-        if value.shape != view.shape:
-            wrong.append(f"shape: {theirs} {tuple(array.shape)} turns to {tuple(value.shape)}, "
-                         f"{place.name} is {tuple(view.shape)}")
-            continue
-        view.copy_(value)  # state_dict shares storage with the model
-    for name, filled in rows.items():
-        if len(filled) < len(state[name]):
-            wrong.append(f"missing: rows {sorted(set(range(len(state[name]))) - filled)} of {name}")
-    wrong += [f"missing: {name} {tuple(state[name].shape)}" for name in sorted(missing)]
-    if wrong:
-        raise ValueError("the weights do not fit the model:\n  " + "\n  ".join(wrong))
-    return used
+    with torch.no_grad():
+        for row in rows:
+            if row.status == "load":
+                place = layout.place(row.published)
+                value = place.turn(torch.as_tensor(tensors[row.published]))
+                target = state[row.ours] if place.slot is None else state[row.ours][place.slot]
+                target.copy_(value)  # a state dict shares its storage with the model
+    return rows
 
 
-_RULES = _rules()
+def load_folder(model: PixelLLM, folder: str | Path, layout: str) -> list[Row]:
+    """``load`` from a folder of safetensors in one of ``LAYOUTS``, by name.
+
+    Raises:
+        CheckpointError: for an unknown layout, or weights that are not there or do not fit.
+    """
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"unknown layout {layout!r}; known are {', '.join(LAYOUTS)}")
+    return load(model, Folder(folder), LAYOUTS[layout])
