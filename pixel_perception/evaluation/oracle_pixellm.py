@@ -1,6 +1,6 @@
 """PixelLM against the reference's numbers, file by file (see `oracle`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +29,21 @@ LOSS_ARRAYS = {"train_loss", "train_ce_loss", "train_mask_bce_loss", "train_mask
                "dice", "bce", "overlap", "cost_dice", "cost_bce"}
 
 
-def build(folder: Path) -> PixelLM:
-    """The PixelLM that `pixellm_params.json` describes, with the weights that the folder's rule gives."""
-    shapes = parameter_shapes(folder / "pixellm_params.json")
-    config = config_from_shapes(shapes, PixelLMConfig(losses=LossConfig.released()))
-    model = PixelLM(config)
-    load(model, weights(folder, shapes))
+Rule = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+def build(shapes: dict[str, tuple[int, ...]], rule: Rule) -> PixelLM:
+    """The PixelLM that published names and shapes describe, with the weights that a rule gives."""
+    model = PixelLM(config_from_shapes(shapes, PixelLMConfig(losses=LossConfig.released())))
+    load(model, weights(shapes, rule))
     return model.eval()
 
 
-def weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def weights(shapes: dict[str, tuple[int, ...]], rule: Rule) -> dict[str, Tensor]:
     """Every published tensor; the tower's are seeded by its own names and its table before the resize."""
-    rule = weights_rule(folder).pixellm
     tensors = {}
     for name, shape in shapes.items():
-        if name.endswith(("inv_freq", "position_ids")):
+        if name.endswith(("inv_freq", "position_ids")):  # computed, not drawn; nothing reads them
             tensors[name] = torch.zeros(shape)
             continue
         if name.endswith(POSITIONS):
@@ -57,14 +57,15 @@ def checks(folder: Path) -> Iterator[dict]:
     folder = Path(folder)
     if not (folder / "pixellm_params.json").is_file():
         return
-    model = build(folder)
+    rule = weights_rule(folder).pixellm
+    model = build(parameter_shapes(folder / "pixellm_params.json"), rule)
     for check in (preprocess, position_table, pixel_decoder, forward, evaluate, functions):
         path = folder / FILES[check.__name__]
         if not path.is_file():
             continue
         with np.load(path) as stored, torch.no_grad():
             arrays = dict(stored)
-            ours = check(model, {name: torch.from_numpy(value) for name, value in arrays.items()}, folder)
+            ours = check(model, {name: torch.from_numpy(value) for name, value in arrays.items()}, rule)
         for name, reference in arrays.items():
             tolerance = {"tolerance": LOSSES, "relative": True} if name in LOSS_ARRAYS else {}
             yield compare(path.name, name, ours.get(name, np.inf), reference, **tolerance)
@@ -81,7 +82,7 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def preprocess(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
+def preprocess(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     ours = {}
     for name in (name for name in arrays if name.startswith("image_")):
         index = name.removeprefix("image_")
@@ -90,14 +91,14 @@ def preprocess(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
     return ours
 
 
-def position_table(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
+def position_table(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     name = "vision_model." + POSITIONS
-    table = torch.from_numpy(weights_rule(folder).pixellm(name, (PRETRAINED_ROWS, model.config.vision.dim)))
+    table = torch.from_numpy(rule(name, (PRETRAINED_ROWS, model.config.vision.dim)))
     grid = model.config.vision.grid
     return {"orig_577": table, f"resized_{grid**2 + 1}": resize_positions_as_published(table, grid)}
 
 
-def pixel_decoder(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
+def pixel_decoder(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     targets, projected = arrays["text_embeds"], arrays["img_feats_4096"]
     maps = model.neck(projected)
     decoder, grid = model.decoder, maps.shape[-1]
@@ -117,7 +118,7 @@ def pixel_decoder(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> di
     return ours
 
 
-def forward(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
+def forward(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     fitted, rows = [tuple(arrays["clip_resize"].tolist())], len(arrays["input_ids"])
     batch = Batch(
         arrays["images_clip"], fitted, [tuple(arrays["gt_masks"].shape[1:])], arrays["input_ids"],
@@ -149,7 +150,7 @@ def forward(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
     }
 
 
-def evaluate(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
+def evaluate(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     features = model.encode(arrays["images_clip"], [tuple(arrays["clip_resize"].tolist())])
     prompt, forced = arrays["prompt"].tolist(), arrays["forced"].tolist()
     answer = generate(model, features, prompt, forced=forced)
@@ -166,7 +167,7 @@ def evaluate(model: PixelLM, arrays: dict[str, Tensor], folder: Path) -> dict:
     }
 
 
-def functions(model: PixelLM | None, arrays: dict[str, Tensor], folder: Path) -> dict:
+def functions(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     logits, targets = arrays["P"], arrays["G"]
     question = torch.tensor([0] * (len(logits) - 1) + [1])  # the last mask answers a question of its own
     bce, dice = losses.matching_costs(logits, targets)
