@@ -1,0 +1,209 @@
+"""The short sub-commands: ask, inspect, assemble, simulate. The longer ones live beside what they run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixel_perception.cli import Parser
+from pixel_perception.errors import PerceptionError
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+
+    from pixel_perception.types import Result
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The options that every sub-command with a model has."""
+    parser.add_argument("--bundle", metavar="DIR", help="bundle to run; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
+    parser.add_argument("--backend", default="auto", help="runtime backend")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads of the runtime; without it all")
+
+
+def add_assets(parser: argparse.ArgumentParser) -> None:
+    """The options that every sub-command with simulated scenes has."""
+    parser.add_argument("--assets", metavar="DIR", default=os.environ.get("PIXEL_PERCEPTION_ASSETS"),
+                        help="folder with catalog.json, meshes and surf/*.png; without it $PIXEL_PERCEPTION_ASSETS")
+    parser.add_argument("--objects", metavar="FILE", help="use only the objects with these ids (one id per line)")
+
+
+def chosen_assets(arguments: argparse.Namespace) -> tuple[str, tuple[str, ...] | None]:
+    """The asset folder and the ids of `--objects`. Raises PerceptionError when there is no folder or no id."""
+    if not arguments.assets:
+        raise PerceptionError("INVALID_QUERY", "--assets: expected a folder with catalog.json, found neither the option nor "
+                                               "$PIXEL_PERCEPTION_ASSETS")
+    if not arguments.objects:
+        return arguments.assets, None
+    ids = tuple(line.strip() for line in Path(arguments.objects).read_text().splitlines() if line.strip())
+    if not ids:
+        raise PerceptionError("INVALID_QUERY", f"{arguments.objects}: expected one object id per line, found none")
+    return arguments.assets, ids
+
+
+def box(text: str) -> tuple[float, float, float, float]:
+    """`x0,y0,x1,y1` as four numbers. Raises ArgumentTypeError, which the parser turns into a sentence."""
+    import argparse
+
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected x0,y0,x1,y1 in pixels, found {text!r}") from None
+    return x0, y0, x1, y1
+
+
+def read_image(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, turned upright as its EXIF says. Raises PerceptionError INVALID_IMAGE."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise PerceptionError("INVALID_IMAGE", f"{path}: expected an image file ({error})") from None
+
+
+def ask(argv: Sequence[str]) -> int:
+    """`pixel-perception ask`."""
+    parser = Parser("pixel-perception ask", description="Answer one instruction about one image, or caption a box of it.")
+    parser.add_argument("image", help="image file")
+    parser.add_argument("instruction", nargs="?", default="",
+                        help='what to find or say, for example "the red mug"; may be left out with --box')
+    parser.add_argument("--box", type=box, action="append", default=[], metavar="x0,y0,x1,y1",
+                        help="region to caption, in pixels of the image; may be given several times")
+    parser.add_argument("--task", type=str.upper, default="AUTO",
+                        choices=["AUTO", "SEGMENT", "REFER", "CAPTION_REGION", "CAPTION_DENSE", "NARRATE", "ANSWER"],
+                        help="AUTO captions a box and otherwise lets the words decide")
+    parser.add_argument("--threshold", type=float, metavar="P",
+                        help="presence below which a target is absent; without it the bundle's own")
+    parser.add_argument("--json", action="store_true", help="print the whole result, masks as run lengths, as one JSON object")
+    parser.add_argument("--overlay", metavar="FILE", help="write the image with everything drawn into it")
+    add_bundle(parser)
+    arguments = parser.parse_args(argv)
+
+    from pixel_perception.perception import Perception
+    from pixel_perception.types import Query, Task
+
+    image = read_image(arguments.image)
+    task, boxes = Task(arguments.task), tuple(arguments.box)
+    query = Query(arguments.instruction, task, boxes, score_threshold=arguments.threshold)
+    query.checked(image.shape[1], image.shape[0])  # a mistake in the question should not have to wait for the model
+    result = Perception.open(arguments.bundle, backend=arguments.backend, threads=arguments.threads).ask(image, query)
+    if arguments.overlay:
+        from PIL import Image
+
+        from pixel_perception.drawing import overlay
+
+        try:
+            Image.fromarray(overlay(image, result, arguments.instruction)).save(arguments.overlay)
+        except ValueError:
+            raise PerceptionError("INVALID_QUERY",
+                                  f"{arguments.overlay}: expected a file name that ends in .png or .jpg") from None
+    if arguments.json:
+        from pixel_perception.plain import plain
+
+        print(json.dumps(plain(result)))
+    else:
+        print(describe(result))
+    return 0
+
+
+def describe(result: Result) -> str:
+    """A result as lines for people."""
+    lines = [result.text or "(no words)"]
+    for instance in result.instances:
+        edges = ", ".join(f"{v:.0f}" for v in instance.box)
+        lines.append(f"  {instance.label:<28} score {instance.score:.2f}   box ({edges})   {instance.mask.area} px")
+    absent = [target for target in result.targets if not target.present]
+    lines += [f"  {target.label:<28} score {target.score:.2f}   not in the image" for target in absent]
+    text = result.text.encode()
+    for word in result.words:
+        edges = ", ".join(f"{v:.0f}" for v in word.box)
+        lines.append(f"  {text[word.begin : word.end].decode(errors='replace'):<28} at ({edges})")
+    for region in result.regions:
+        edges = ", ".join(f"{v:.0f}" for v in region.box)
+        lines.append(f"  {region.caption:<28} score {region.score:.2f}   box ({edges})")
+    t = result.timings
+    lines.append(f"  {1000 * t.total:.0f} ms: image {1000 * t.encode:.0f}, prefix {1000 * t.prefix:.0f}, "
+                 f"language {1000 * t.language:.0f}, pixels {1000 * t.pixels:.0f}; first mask after {1000 * t.first_mask:.0f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """`pixel-perception inspect`."""
+    parser = Parser("pixel-perception inspect", description="Verify every file of a bundle and show what its manifest says.")
+    parser.add_argument("bundle", nargs="?", help="bundle; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
+    parser.add_argument("--json", action="store_true", help="print the manifest itself")
+    arguments = parser.parse_args(argv)
+
+    from pixel_perception.bundle import Bundle
+
+    bundle = Bundle.open(arguments.bundle)
+    manifest = bundle.manifest
+    if arguments.json:
+        print(manifest.to_json(), end="")
+        return 0
+    files = [*(graph.file for graph in manifest.graphs.values()), *manifest.files]
+    sizes = {name: (bundle.folder / name).stat().st_size for name in files}
+    print(f"{manifest.name} {manifest.version} ({manifest.licence})\n{bundle.folder}\nsha256 {bundle.digest}\n"
+          f"{sum(sizes.values()) / 1e6:.1f} MB, every digest matches\ntasks: {', '.join(manifest.tasks)}\n"
+          f"image {manifest.image.width}x{manifest.image.height}, context {manifest.context} tokens, "
+          f"presence threshold {manifest.thresholds.presence}\n")  # fmt: skip
+    for name, graph in manifest.graphs.items():
+        print(f"  {name:<26}{sizes[graph.file] / 1e6:>8.1f} MB  {graph.precision:<8} opset {graph.opset}")
+    for name in manifest.files:
+        print(f"  {name:<26}{sizes[name] / 1e6:>8.1f} MB")
+    for title, values in (("parity", manifest.parity), ("provenance", manifest.provenance)):
+        if values:
+            print(f"\n{title}: {json.dumps(values, indent=1)}")
+    return 0
+
+
+def simulate(argv: Sequence[str]) -> int:
+    """`pixel-perception simulate`."""
+    parser = Parser("pixel-perception simulate", description=SIMULATE)
+    parser.add_argument("output", help="folder to render into; blocks of scenes that it already holds are kept")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="train", help="whose seeds to use")
+    parser.add_argument("--scenes", type=int, default=600, metavar="N", help="how many scenes")
+    parser.add_argument("--seed-start", type=int, metavar="S", help="first seed; without it the first of the split")
+    parser.add_argument("--views", type=int, default=4, metavar="N", help="cameras per scene")
+    parser.add_argument("--size", type=int, nargs=2, default=(384, 288), metavar=("W", "H"), help="image size in pixels")
+    add_assets(parser)
+    arguments = parser.parse_args(argv)
+    assets, objects = chosen_assets(arguments)
+
+    from tqdm import tqdm
+
+    from pixel_perception.simulation.catalog import Catalog
+    from pixel_perception.simulation.dataset import SPLITS, render
+
+    seeds = split_seeds(SPLITS[arguments.split], arguments.split, arguments.seed_start, arguments.scenes)
+    catalog = Catalog.open(assets, only=set(objects) if objects else None)
+    with tqdm(total=len(seeds) * arguments.views, unit="view", desc="simulate") as bar:
+        total = render(catalog, arguments.output, seeds, arguments.views, tuple(arguments.size), bar.update)
+    print(f"{arguments.output}: {total} views of seeds {seeds.start} to {seeds.stop - 1}")
+    return 0
+
+
+def split_seeds(bounds: tuple[int, int], split: str, start: int | None, count: int) -> range:
+    """`count` seeds from `start` on. Raises PerceptionError where they leave the split's bounds [first, end)."""
+    first = bounds[0] if start is None else start
+    if count < 1 or not bounds[0] <= first <= first + count <= bounds[1]:
+        raise PerceptionError("INVALID_QUERY", f"--scenes, --seed-start: expected seeds of the {split} split ({bounds[0]} to "
+                                               f"{bounds[1] - 1}), found {count} from {first}")
+    return range(first, first + count)
+
+
+SIMULATE = """Render tabletop scenes with ground truth: JPEG images, PNG label maps and one line of JSON per view.
+
+The asset folder holds catalog.json, a list of objects, each with
+  id, category (the noun), color, syn (synonyms), lic (licence)
+  mesh, tex (texture), col (collision hulls; without them the mesh collides), scale, quat
+  grey (a grey texture, so that the object can be tinted), paint (true: always tinted)
+and surf/*.png, textures of floor, walls and table. Paths are relative to the folder."""
