@@ -151,7 +151,8 @@ class PixelLLM(nn.Module):
         tokens = self.prompt_features(features.joined, self.prompt_tokens(boxes), self.prompt_encoder.no_mask, position)
         return VisualTokens(tokens, self.visual_projection(tokens))
 
-    def _memory(self, visual: VisualTokens, context: torch.Tensor | None):
+    def memory(self, visual: VisualTokens, context: torch.Tensor | None = None):
+        """What the language model holds of the prefix: visual tokens (B, P, N, C) and context (B, P, M), in B * P rows."""
         return self.language.encode(visual.projected.flatten(0, 1), None if context is None else context.flatten(0, 1))
 
     def read(self, features: Features, visual: VisualTokens, tokens: torch.Tensor,
@@ -162,7 +163,7 @@ class PixelLLM(nn.Module):
             tokens: (B, P, T) int64: begin, words, end, then zeros.
             context: text prompt (B, P, M) int64, zeros where padded, or None.
         """
-        logits, states = self.language(tokens.flatten(0, 1), self._memory(visual, context))
+        logits, states = self.language(tokens.flatten(0, 1), self.memory(visual, context))
         logits, states = (x.unflatten(0, tokens.shape[:2]) for x in (logits, states))
         if self.location_head is None:
             return Words(logits, states)
@@ -178,7 +179,7 @@ class PixelLLM(nn.Module):
             penalised log-probability of the text (beams > 1).
         """
         config = self.config
-        memory = self._memory(visual, context)
+        memory = self.memory(visual, context)
         if beams == 1:
             tokens, scores = decoding.greedy(self.language, memory, config.begin, config.end, config.words)
         else:
