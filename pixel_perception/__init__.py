@@ -1,0 +1,3 @@
+"""Language-grounded perception for ROS 2."""
+
+__path__ = __import__("pkgutil").extend_path(__path__, __name__)

@@ -1,0 +1,1 @@
+"""Training of the exact graphs that are exported."""
