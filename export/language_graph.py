@@ -1,0 +1,251 @@
+"""A Llama-family decoder as one ONNX graph with fused operators, written directly: no torch, no tracing.
+
+Interface (B sequences, S new positions, P positions before them, total = P + S):
+    inputs_embeds (B, S, hidden) fp32, attention_mask (B, total) int64, past_key_values.{i}.key/value (B, kv_heads, P, head_dim)
+    -> logits (B, 1, vocabulary) of the last position, hidden_states (B, S, hidden) after the final norm,
+       present.{i}.key/value (B, kv_heads, total, head_dim)
+
+The operators are those of ONNX Runtime's CPU and CUDA providers: GroupQueryAttention (rotary embedding, causal mask and
+key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit weights in blocks of 32.
+
+Padding. Rows of a batch may have different lengths only by RIGHT padding of the prompt: ones, then zeros in
+attention_mask. `logits` are then those of each row's last real position, and later single steps (S = 1, mask row = ones
+for the row's real length including the new token) append right behind it. Left padding is NOT supported: positions count
+from the first entry of a row. Steps with S > 1 and P > 0 need B = 1 (a limit of GroupQueryAttention); a batch that
+shares a prefix is fed as: prefix and common words with B = 1, key/values repeated, then what differs one position a step.
+
+Key/value memory. `present.*` may be bound to the very buffer of `past_key_values.*` when that buffer is already as long
+as the longest sequence (its third axis then counts capacity, and attention_mask alone says how much is in use).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.export.base_weights import DecoderShape
+
+MICROSOFT = "com.microsoft"
+OPSET = 20
+IR_VERSION = 10
+"""Readable by every ONNX Runtime since 1.18."""
+BLOCK = 32
+PRECISIONS = ("int8", "fp32")
+
+
+def quantize_int8(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 8-bit quantisation in blocks along the input axis, as MatMulNBits reads it.
+
+    matrix (outputs, inputs) fp32 -> weights uint8 (outputs, inputs / block, block) around 128, scales fp32
+    (outputs, inputs / block). Largest error: half a scale, scale = largest magnitude of the block / 127.
+    """
+    outputs, inputs = matrix.shape
+    if inputs % block:
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}"
+        )
+    blocks = matrix.reshape(outputs, inputs // block, block)
+    scales = np.abs(blocks).max(-1) / 127
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    values = np.rint(blocks * inverse[..., None]) + 128
+    return values.astype(np.uint8), scales.astype(np.float32)
+
+
+def dequantize_int8(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Inverse of `quantize_int8`: (outputs, inputs) fp32."""
+    return ((values.astype(np.float32) - 128) * scales[..., None]).reshape(len(values), -1)
+
+
+def merge_lora(
+    weights: dict[str, np.ndarray], adapters: dict[str, np.ndarray], scale: float
+) -> dict[str, np.ndarray]:
+    """Weights with W + scale * B @ A for every pair "lora.{layer}.{part}.A" (rank, inputs) / ".B" (outputs, rank).
+
+    Returns a new dictionary; keys of `adapters` that do not start with "lora." are ignored. Raises PerceptionError
+    INVALID_BUNDLE when a pair is incomplete or does not fit its weight. Source: Hu et al., LoRA, section 4.1.
+    """
+    merged = dict(weights)
+    for key in sorted(adapters):
+        if not key.startswith("lora.") or not key.endswith((".A", ".B")):
+            continue
+        stem = key[:-2]
+        name = "layers." + stem.removeprefix("lora.")
+        down, up = adapters.get(stem + ".A"), adapters.get(stem + ".B")
+        if (
+            name not in weights
+            or down is None
+            or up is None
+            or (up.shape[0], down.shape[1]) != weights[name].shape
+            or up.shape[1] != down.shape[0]
+        ):
+            shapes = [None if x is None else tuple(x.shape) for x in (down, up)]
+            raise PerceptionError(
+                "INVALID_BUNDLE",
+                f"{stem}: A and B have shapes {shapes}; expected (rank, inputs) and (outputs, rank) "
+                f"that fit {name} {weights[name].shape if name in weights else 'of this model'}",
+            )
+        merged[name] = weights[name] + np.float32(scale) * (up.astype(np.float32) @ down.astype(np.float32))
+    return merged
+
+
+class GraphWriter:
+    """Nodes and initializers of a graph under construction."""
+
+    def __init__(self, precision: str = "fp32", accuracy_level: int = 4):
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.precision, self.accuracy_level = precision, accuracy_level
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def unique(self, value: np.ndarray) -> str:
+        """Add an initializer under a name of its own."""
+        return self.constant(f"constant_{len(self.initializers)}", value)
+
+    def node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes) -> str:
+        self.nodes.append(
+            helper.make_node(kind, inputs, outputs, name=outputs[0] + "/" + kind, domain=domain, **attributes)
+        )
+        return outputs[0]
+
+    def linear(self, x: str, weight: np.ndarray, name: str) -> str:
+        """x (..., inputs) times weight (outputs, inputs) transposed -> (..., outputs)."""
+        outputs, inputs = weight.shape
+        if self.precision == "fp32":
+            return self.node("MatMul", [x, self.constant(name + ".weight", weight.T)], [name])
+        values, scales = quantize_int8(weight)
+        packed = [self.constant(name + ".weight", values), self.constant(name + ".scales", scales)]
+        return self.node(
+            "MatMulNBits",
+            [x, *packed],
+            [name],
+            MICROSOFT,
+            K=inputs,
+            N=outputs,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=self.accuracy_level,
+        )
+
+
+def rotary_tables(shape: DecoderShape) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines (positions, head_dim / 2) fp32 of the rotary embedding (Su et al., RoFormer, section 3.2.2)."""
+    frequencies = shape.rope_base ** (-np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim)
+    angles = np.arange(shape.positions, dtype=np.float64)[:, None] * frequencies
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def language_graph(
+    shape: DecoderShape, weights: dict[str, np.ndarray], precision: str = "int8", accuracy_level: int = 4
+) -> onnx.ModelProto:
+    """Build the decoder graph.
+
+    weights as in `base_weights.BaseLanguage` (LoRA merged). The output layer is "output" (vocabulary, hidden) where
+    there is one, else the embedding table, which as input table stays outside the graph. precision "int8" (MatMulNBits)
+    or "fp32" (MatMul, the reference of tests). accuracy_level 4 computes in int8; other levels are many times slower.
+    """
+    if precision not in PRECISIONS:
+        expected = ", ".join(PRECISIONS)
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"language precision is {precision!r}; expected one of {expected}"
+        )
+    g = GraphWriter(precision, accuracy_level)
+    cos, sin = rotary_tables(shape)
+    g.constant("cos_cache", cos)
+    g.constant("sin_cache", sin)
+    _lengths(g)
+    norm = {"epsilon": shape.rms_epsilon}
+    skip = "inputs_embeds"
+    x = g.node(
+        "SimplifiedLayerNormalization",
+        [skip, g.constant("layers.0.attention_norm", weights["layers.0.attention_norm"])],
+        ["layers.0.normed"],
+        axis=-1,
+        stash_type=1,
+        **norm,
+    )
+    for i in range(shape.layers):
+        name = f"layers.{i}."
+        qkv = g.linear(x, np.concatenate([weights[name + part] for part in "qkv"]), name + "qkv")
+        attended = g.node(
+            "GroupQueryAttention",
+            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", "last_index", "total_length", "cos_cache", "sin_cache"],
+            [name + "attention", f"present.{i}.key", f"present.{i}.value"], MICROSOFT, num_heads=shape.heads,
+            kv_num_heads=shape.kv_heads, do_rotary=1, rotary_interleaved=0, scale=shape.head_dim**-0.5)  # fmt: skip
+        out = g.linear(attended, weights[name + "o"], name + "o")
+        x, skip = _add_and_norm(g, skip, out, name + "mlp_norm", weights[name + "mlp_norm"], norm)
+        both = g.linear(x, np.concatenate([weights[name + "gate"], weights[name + "up"]]), name + "gate_up")
+        g.node("Split", [both], [name + "gate", name + "up"], axis=-1, num_outputs=2)
+        g.node("Sigmoid", [name + "gate"], [name + "sigmoid"])
+        g.node("Mul", [name + "gate", name + "sigmoid"], [name + "silu"])
+        g.node("Mul", [name + "silu", name + "up"], [name + "activated"])
+        down = g.linear(name + "activated", weights[name + "down"], name + "down")
+        last = i == shape.layers - 1
+        following = "final_norm" if last else f"layers.{i + 1}.attention_norm"
+        x, skip = _add_and_norm(
+            g, skip, down, following, weights[following], norm, "hidden_states" if last else None
+        )
+    g.node("GatherND", ["hidden_states", "last_position"], ["last_hidden"], batch_dims=1)
+    g.node("Unsqueeze", ["last_hidden", g.constant("axis_one", np.array([1], np.int64))], ["last_state"])
+    g.linear("last_state", weights.get("output", weights["embeddings"]), "logits")
+    return _model(g, shape)
+
+
+def _add_and_norm(
+    g: GraphWriter, skip: str, x: str, name: str, weight: np.ndarray, norm: dict, output: str | None = None
+) -> tuple[str, str]:
+    outputs = [output or name + ".out"] if output else [name + ".out", "", "", name + ".sum"]
+    g.node(
+        "SkipSimplifiedLayerNormalization", [skip, x, g.constant(name, weight)], outputs, MICROSOFT, **norm
+    )
+    return outputs[0], name + ".sum"
+
+
+def _lengths(g: GraphWriter) -> None:
+    """What attention and the output layer need of the mask: `last_index` (B,) int32 = real length - 1, `total_length`
+    () int32, and `last_position` (B, 1) int64, the row of hidden_states that holds a sequence's last real position."""
+    one = g.constant("one", np.array([1], np.int64))
+    g.node("ReduceSum", ["attention_mask", one], ["lengths"], keepdims=0)
+    g.node("Sub", ["lengths", one], ["last_index_64"])
+    g.node("Cast", ["last_index_64"], ["last_index"], to=TensorProto.INT32)
+    g.node("Shape", ["attention_mask"], ["total"], start=1, end=2)
+    g.node("Cast", ["total"], ["total_32"], to=TensorProto.INT32)
+    g.node("Squeeze", ["total_32"], ["total_length"])
+    g.node("Shape", ["inputs_embeds"], ["step"], start=1, end=2)
+    # A prompt (total = step) may be padded at the right; later steps hold real positions only, so the last row counts.
+    g.node("Sub", ["step", one], ["step_end"])
+    g.node("Equal", ["total", "step"], ["is_prompt"])
+    g.node("Where", ["is_prompt", "last_index_64", "step_end"], ["last_position_1"])
+    g.node("Unsqueeze", ["last_position_1", one], ["last_position"])
+
+
+def _model(g: GraphWriter, shape: DecoderShape) -> onnx.ModelProto:
+    def value(name: str, dims: list, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, dims)
+
+    caches = [(i, kind) for i in range(shape.layers) for kind in ("key", "value")]
+    inputs = [
+        value("inputs_embeds", ["batch", "step", shape.hidden]),
+        value("attention_mask", ["batch", "total"], TensorProto.INT64),
+    ]
+    inputs += [
+        value(f"past_key_values.{i}.{kind}", ["batch", shape.kv_heads, "past", shape.head_dim])
+        for i, kind in caches
+    ]
+    outputs = [
+        value("logits", ["batch", 1, shape.vocabulary]),
+        value("hidden_states", ["batch", "step", shape.hidden]),
+    ]
+    outputs += [
+        value(f"present.{i}.{kind}", ["batch", shape.kv_heads, "present", shape.head_dim])
+        for i, kind in caches
+    ]
+    graph = helper.make_graph(g.nodes, "language_model", inputs, outputs, g.initializers)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pixel_perception"
+    )
