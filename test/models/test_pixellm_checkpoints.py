@@ -1,0 +1,176 @@
+"""Published PixelLM weights: the mapping, files of every kind, LoRA, and what does not fit."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixel_perception.models.pixellm import checkpoints
+from pixel_perception.models.pixellm.clip_tower import resize_positions, resize_positions_as_published
+from pixel_perception.models.pixellm.config import PixelLMConfig
+from pixel_perception.models.pixellm.model import PixelLM
+from pixel_perception.models.pixellm.published import codebook_first, config_from_shapes, open_published
+from pixel_perception.models.tensor_files import CheckpointError, Folder
+
+SHAPES = Path(__file__).parent.parent / "golden" / "pixellm_shapes.npz"
+TOWER = "model.vision_tower.vision_tower."
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def stored_shapes(name):
+    """Names and shapes in the published layout (from the published code, as in test_pixellm_golden)."""
+    with np.load(SHAPES) as stored:
+        return {name: tuple(shape) for name, shape in json.loads(str(stored[name])).items()}
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in stored_shapes("tiny").items()}
+
+
+@pytest.fixture(scope="module")
+def config(tensors):
+    return config_from_shapes({name: tuple(x.shape) for name, x in tensors.items()}, PixelLMConfig())
+
+
+@pytest.fixture(scope="module")
+def loaded(tensors, config):
+    model = PixelLM(config)
+    checkpoints.load(model, tensors)
+    return model.state_dict()
+
+
+def same(model, state):
+    return all(torch.allclose(value, state[name], atol=1e-6) for name, value in model.state_dict().items())
+
+
+def test_sizes_are_read_from_shapes(config):
+    assert (config.language.dim, config.language.layers, config.language.heads) == (48, 2, 4)
+    assert (config.vision.dim, config.vision.layers, config.codebook.ids) == (32, 12, [56, 57, 58, 59, 60, 61])
+
+
+def test_every_published_tensor_has_its_place(tensors, config):
+    rows = checkpoints.plan(stored_shapes("tiny"), PixelLM(config))
+    assert all(row.ok for row in rows)
+    assert {row.published for row in rows if row.published} == set(tensors)
+    assert {row.ours for row in rows if row.status == "fresh"} == checkpoints.FRESH
+
+
+@pytest.mark.parametrize("named", ["pixellm_7b", "pixellm_13b"])
+def test_named_sizes_are_the_published_ones(named):
+    with torch.device("meta"):
+        model = PixelLM(getattr(PixelLMConfig, named)())
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    assert millions["decoder"] == pytest.approx(7.57, abs=0.01)
+    if named == "pixellm_7b":
+        assert millions["to_text"] == millions["to_decoder"] == pytest.approx(41.96, abs=0.01)
+        assert millions["to_target"] == pytest.approx(17.83, abs=0.01)
+        assert millions["neck"] == pytest.approx(1.64, abs=0.01)
+
+
+def test_layout_of_the_published_7b_misses_only_the_tower():
+    shapes = stored_shapes("published_7b")
+    with torch.device("meta"):
+        model = PixelLM(config_from_shapes(shapes, PixelLMConfig()))
+    rows = [row for row in checkpoints.plan(shapes, model) if not row.ok]
+    assert rows and all(row.status == "missing" and row.ours.startswith("vision.") for row in rows)
+
+
+def test_lora_beside_the_weights_is_merged(tensors, config, loaded):
+    a, b = torch.randn(8, 48), torch.randn(48, 8)
+    unmerged = {"base_model.model." + name: x for name, x in tensors.items()}
+    base = "base_model.model." + QUERY
+    unmerged[base + ".base_layer.weight"] = unmerged.pop(base + ".weight")
+    unmerged |= {base + ".lora_A.default.weight": a, base + ".lora_B.default.weight": b}
+    model = PixelLM(config)
+    rows = checkpoints.load(model, unmerged)
+    assert sum(row.status == "merge LoRA" for row in rows) == 2
+    name = "language.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(model.state_dict()[name], loaded[name] + 2 * b @ a, atol=1e-4)
+
+
+def test_sharded_files_of_both_kinds_and_a_separate_tower(tmp_path, tensors, loaded):
+    main, clip = tmp_path / "hf_model", tmp_path / "clip"
+    main.mkdir(), clip.mkdir()
+    parts = [{}, {}, {}]
+    for name, x in tensors.items():
+        if name.startswith(TOWER):
+            parts[2][name.removeprefix(TOWER)] = x
+        else:
+            parts["decoder" in name][name] = x
+    torch.save(parts[0], main / "pytorch_model-00001-of-00002.bin")
+    torch.save(parts[1], main / "pytorch_model-00002-of-00002.bin")
+    index = {name: f"pytorch_model-0000{1 + i}-of-00002.bin" for i in (0, 1) for name in parts[i]}
+    (main / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    (main / "config.json").write_text(json.dumps({"num_attention_heads": 4, "rms_norm_eps": 1e-5}))
+    (main / "added_tokens.json").write_text(json.dumps({f"[SEG{i}]": 50 + i for i in range(6)}))
+    extra = {"text_model.final_layer_norm.bias": torch.zeros(4), "logit_scale": torch.zeros(())}
+    save_file(parts[2] | extra, clip / "model.safetensors")
+    model = open_published(main, clip)
+    assert same(model, loaded)
+    assert model.config.codebook.ids == list(range(50, 56)) and model.config.language.eps == 1e-5
+    for name in Folder(clip):
+        assert torch.equal(Folder(clip)[name], (parts[2] | extra)[name])
+
+
+def test_every_misfit_is_reported_by_both_names(tensors, config):
+    broken = dict(tensors)
+    del broken["model.norm.weight"]
+    broken["model.surprise"] = torch.zeros(2)
+    broken["lm_head.weight"] = torch.zeros(64, 47)
+    model = PixelLM(config)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.load(model, broken)
+    message = str(error.value)
+    assert message.startswith("3 tensors")
+    assert re.search(r"missing: -.*-> language\.norm\.weight \(48,\)", message)
+    assert re.search(r"extra: model\.surprise \(2,\) -> -", message)
+    assert re.search(r"shape: lm_head\.weight \(64, 47\) -> word_head\.weight \(64, 48\)", message)
+    assert same(model, before)
+
+
+def test_another_size_is_a_list_of_shapes(tensors):
+    with pytest.raises(CheckpointError, match=r"\(256, 48, 1, 1\) -> neck\.0\.weight \(32, 48, 1, 1\)"):
+        checkpoints.load(PixelLM(PixelLMConfig.tiny(3, 2)), tensors)
+
+
+def test_unusable_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="no weights"):
+        Folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(CheckpointError, match="gone.safetensors"):
+        Folder(tmp_path)
+    with pytest.raises(CheckpointError, match="not a PixelLM checkpoint"):
+        config_from_shapes({"weight": (1,)}, PixelLMConfig())
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    torch.save({"a": Path("x")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        Folder(tmp_path)
+
+
+def test_a_tokenizer_that_splits_the_codebook_is_refused(tmp_path):
+    assert codebook_first(tmp_path, 6) is None
+    ids = {f"[SEG{i}]": 29871 for i in range(6)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
+    with pytest.raises(CheckpointError, match="splits the codebook"):
+        codebook_first(tmp_path, 6)
+
+
+def test_position_tables():
+    table = torch.arange(10.0)[:, None]
+    assert torch.equal(resize_positions(table, 3), table)
+    assert torch.equal(resize_positions_as_published(table, 3), table)
+    larger = resize_positions(table, 6)
+    assert larger.shape == (37, 1) and larger[0] == 0 and larger[1] == 1 and larger[-1] == 9
+    slipped = resize_positions_as_published(table, 6)
+    assert slipped[0] == 0 and slipped[1] != 1 and slipped[-2] == 8 and slipped[-1] == 9
+    with pytest.raises(ValueError, match="square grid"):
+        resize_positions(torch.zeros(12, 1), 3)
