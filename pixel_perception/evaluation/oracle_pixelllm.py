@@ -5,7 +5,7 @@ Our side runs in double precision: T5 does not scale its attention scores, so tw
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pixel_perception.evaluation.lbm import lbm
 from pixel_perception.evaluation.oracle import BOXES, FEATURES, LOSSES, compare, parameter_shapes, weights_rule
 from pixel_perception.models.pixelllm import decoding, objective
 from pixel_perception.models.pixelllm.checkpoints import load
-from pixel_perception.models.pixelllm.config import PixelLLMConfig, tiny
+from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.model import PixelLLM
 
 PROPOSALS = 20
@@ -45,7 +45,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> PixelLLMConfig:
     width = shapes[f"{sam}pos_embed"][3]
     heads = width // relative[0][1]
     patch, _, _, eva_width = shapes[f"{eva}patch_embed.proj/kernel"]
-    base = tiny("t5", detector=any(name.startswith("box_decoder/") for name in shapes))
+    base = PixelLLMConfig.tiny("t5", detector=any(name.startswith("box_decoder/") for name in shapes))
     queries, inner = shapes["prompt_adapter/output_tokens.weight"]
     vocabulary, language = shapes[t5 + "token_embedder/embedding"]
     t5_heads, buckets = shapes[t5 + "encoder/relpos_bias/rel_embedding"]
@@ -72,13 +72,8 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> PixelLLMConfig:
     )
 
 
-def build(folder: Path) -> PixelLLM:
-    """The PixelLLM that the folder's parameter files describe, with the weights of its rule, in double precision."""
-    shapes = parameter_shapes(folder / "pixelllm_params.json")
-    detector = folder / "pixelllm_densecap_params.json"
-    if detector.is_file():
-        shapes |= parameter_shapes(detector)
-    rule = weights_rule(folder).pixelllm
+def build(shapes: dict[str, tuple[int, ...]], rule: Callable[[str, tuple[int, ...]], np.ndarray]) -> PixelLLM:
+    """The PixelLLM that a parameter tree describes, with the weights that a rule draws, in double precision."""
     model = PixelLLM(config_from_shapes(shapes))
     load(model, {name: np.asarray(rule(name, shape), dtype=np.float32) for name, shape in shapes.items()})
     return model.double().eval()
@@ -92,8 +87,11 @@ def checks(folder: Path) -> Iterator[dict]:
         yield from rows("lbm.npz", traces(arrays), arrays)
     if not (folder / "pixelllm_params.json").is_file() or not (folder / SCENE).is_file():
         return
+    shapes = {}
+    for path in (folder / "pixelllm_params.json", folder / "pixelllm_densecap_params.json"):
+        shapes |= parameter_shapes(path) if path.is_file() else {}
     with torch.no_grad():
-        model = build(folder)
+        model = build(shapes, weights_rule(folder).pixelllm)
         scene = Scene(model, dict(np.load(folder / SCENE)))
         for name, check in (("refseg", referring), ("trace", trace), ("decode", decode), ("densecap", dense_captions)):
             path = folder / f"pixelllm_{name}.npz"

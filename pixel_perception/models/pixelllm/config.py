@@ -44,40 +44,41 @@ class PixelLLMConfig:
     location_weight: float = 0.1
 
 
-def pixelllm_t5xl() -> PixelLLMConfig:
-    """The model of the paper: Flan-T5-XL with LoRA of rank 32; 4 billion parameters."""
-    return PixelLLMConfig()
+    @classmethod
+    def pixelllm_t5xl(cls) -> "PixelLLMConfig":
+        """The model of the paper: Flan-T5-XL with LoRA of rank 32; 4 billion parameters."""
+        return cls()
 
+    @classmethod
+    def pixelllm_small(cls) -> "PixelLLMConfig":
+        """The variant with the six-layer text decoder and BERT's vocabulary; 1.2 billion parameters, mostly backbones."""
+        return cls(language=TextDecoderConfig(), begin=101, end=102,
+                   detector=ProposalConfig(text_proposals=64))
 
-def pixelllm_small() -> PixelLLMConfig:
-    """The variant with the six-layer text decoder and BERT's vocabulary; 1.2 billion parameters, mostly backbones."""
-    return PixelLLMConfig(language=TextDecoderConfig(), begin=101, end=102,
-                          detector=ProposalConfig(text_proposals=64))
+    @classmethod
+    def tiny(cls, language: str = "t5", detector: bool = False) -> "PixelLLMConfig":
+        """A model that runs in a test; with T5 it has the sizes at which the reference numbers were made.
 
+        Args:
+            language: "t5" or "text_decoder".
+            detector: with the proposal branch.
 
-def tiny(language: str = "t5", detector: bool = False) -> PixelLLMConfig:
-    """A model that runs in a test; with T5 it has the sizes at which the reference numbers were made.
-
-    Args:
-        language: "t5" or "text_decoder".
-        detector: with the proposal branch.
-
-    Raises:
-        ValueError: for another language model.
-    """
-    if language == "t5":
-        model = T5Config(width=48, layers=2, heads=3, head_width=16, hidden=64, vocabulary=96, lora_rank=4)
-    elif language == "text_decoder":
-        model = TextDecoderConfig(width=48, layers=2, heads=4, vocabulary=96, positions=64)
-    else:
-        raise ValueError(f"language must be 't5' or 'text_decoder', not {language!r}")
-    return PixelLLMConfig(
-        image_size=112,
-        semantic=Eva02Config(width=32, depth=2, heads=2, hidden=85),
-        spatial=SamVitConfig(width=32, depth=2, heads=2, window=4, global_blocks=(1,), pretrain_grid=7),
-        features=PromptFeatureConfig(output=40, transformer=TwoWayConfig(dim=64)),
-        language=model,
-        location=LocationHeadConfig(hidden=64),
-        detector=ProposalConfig(upsampled=32, detections=5) if detector else None,
-        words=12,
-    )
+        Raises:
+            ValueError: for another language model.
+        """
+        if language == "t5":
+            model = T5Config(width=48, layers=2, heads=3, head_width=16, hidden=64, vocabulary=96, lora_rank=4)
+        elif language == "text_decoder":
+            model = TextDecoderConfig(width=48, layers=2, heads=4, vocabulary=96, positions=64)
+        else:
+            raise ValueError(f"language must be 't5' or 'text_decoder', not {language!r}")
+        return cls(
+            image_size=112,
+            semantic=Eva02Config(width=32, depth=2, heads=2, hidden=85),
+            spatial=SamVitConfig(width=32, depth=2, heads=2, window=4, global_blocks=(1,), pretrain_grid=7),
+            features=PromptFeatureConfig(output=40, transformer=TwoWayConfig(dim=64)),
+            language=model,
+            location=LocationHeadConfig(hidden=64),
+            detector=ProposalConfig(upsampled=32, detections=5) if detector else None,
+            words=12,
+        )

@@ -1,12 +1,13 @@
 """What PixelLLM is trained on: captions, places of words, boxes and masks of referred objects (equation 4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pixel_perception.models.losses import IGNORE, mask_dice, mask_focal, points_l1, quality_mse, text_cross_entropy
 from pixel_perception.models.pixelllm.location_head import before_end, words
 from pixel_perception.models.pixelllm.model import Features, PixelLLM, VisualTokens, Words
+from pixel_perception.models.pixelllm.proposal_losses import detection_losses, match
 from pixel_perception.models.pixelllm.resampling import resize_bilinear
 
 
@@ -25,6 +26,8 @@ class Batch:
         boxes: boxes of the referred objects (B, P, 4), pixels.
         masks: masks of the referred objects (B, P, H, W) in {0, 1}.
         text: whether the words themselves are to be learned (not so in referring).
+        objects: dense captioning: ``boxes`` are all objects of the image and the tokens their captions. The
+            detector is trained on the boxes, and the captions of proposals that fall on an object are learned.
     """
 
     images: torch.Tensor
@@ -37,6 +40,7 @@ class Batch:
     boxes: torch.Tensor | None = None
     masks: torch.Tensor | None = None
     text: bool = True
+    objects: bool = False
 
 
 @dataclass
@@ -83,14 +87,18 @@ def mask_losses(logits: torch.Tensor, quality: torch.Tensor, batch: Batch) -> di
 def forward(model: PixelLLM, batch: Batch) -> Pass:
     """Run the model on a batch and compute every loss that the batch has targets for.
 
-    Losses are named "text", "location", "mask" (with its three parts) and "total" = text + 0.1 location + mask.
+    Losses are named "text", "location", "mask" and "detection" (with their parts), and "total" is text +
+    0.1 location + mask + detection.
     """
     config = model.config
     features = model.encode(batch.images, batch.valid)
+    found: dict[str, torch.Tensor] = {}
+    if batch.objects:
+        found, batch = _detect(model, features, batch)
     visual = model.extract(features, batch.prompts)
     read = model.read(features, visual, batch.tokens, batch.context)
-    losses = {}
-    total = read.logits.sum() * 0.0
+    losses = found
+    total = found.get("detection", read.logits.sum() * 0.0)
     if batch.text:
         losses["text"] = text_loss(read.logits, batch.tokens, batch.real, config.end, config.smoothing)
         total = total + losses["text"]
@@ -98,7 +106,7 @@ def forward(model: PixelLLM, batch: Batch) -> Pass:
     if batch.traces is not None:
         counted = words(batch.tokens, config.begin, config.end) & batch.real[..., None]
         losses["location"] = location_loss(read.points, batch.traces, counted)
-    elif batch.boxes is not None:
+    elif batch.boxes is not None and model.location_head is not None:
         corners = batch.boxes.unflatten(-1, (2, 2))[:, :, None].expand_as(read.points)
         losses["location"] = location_loss(read.points, corners, ends & batch.real[..., None])
     if "location" in losses:
@@ -109,3 +117,24 @@ def forward(model: PixelLLM, batch: Batch) -> Pass:
         total = total + losses["mask"]
     losses["total"] = total
     return Pass(features, visual, read, losses)
+
+
+def _detect(model: PixelLLM, features: Features, batch: Batch) -> tuple[dict[str, torch.Tensor], Batch]:
+    """Detection losses, and the batch with its best proposals as prompts and their objects' captions as texts."""
+    config = model.config.detector
+    objects = [boxes[real] for boxes, real in zip(batch.boxes, batch.real, strict=True)]
+    size = tuple(batch.images.shape[-2:])
+    losses, proposals = detection_losses(model.detector, features.joined, objects, size)
+    count = min(config.text_proposals, *(len(p.boxes) for p in proposals))
+    prompts = torch.stack([p.boxes[:count].detach() for p in proposals])
+    matches = [match(boxes, mine, config.match) for boxes, mine in zip(prompts, objects, strict=True)]
+    chosen = [real.nonzero()[:, 0][index] if real.any() else index
+              for real, (index, _) in zip(batch.real, matches, strict=True)]
+    rows = torch.stack(chosen)
+
+    def pick(x):
+        return None if x is None else torch.stack([values[i] for values, i in zip(x, rows, strict=True)])
+
+    return losses, replace(batch, prompts=prompts, real=torch.stack([hit for _, hit in matches]),
+                           tokens=pick(batch.tokens), context=pick(batch.context), boxes=pick(batch.boxes), traces=None,
+                           masks=None)
