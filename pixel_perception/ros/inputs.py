@@ -1,0 +1,121 @@
+"""What comes in for one camera: images into a mailbox, the newest calibration, the latest depth images."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.ros.answers import Frame, stamp_ns
+from pixel_perception.ros.depth import Intrinsics, depth_in_metres
+from pixel_perception.ros.mailbox import Mailbox
+
+try:  # Iron and later
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+KEPT_DEPTHS = 10
+"""Depth images kept per camera: depth may come before or after its image."""
+
+
+class CameraInput:
+    """Subscriptions of one camera. Callbacks run in the executor and store references, nothing more."""
+
+    def __init__(self, node: LifecycleNode, name: str, use_depth: bool, changed: threading.Condition) -> None:
+        self.name = name
+        self.mailbox: Mailbox[Frame] = Mailbox(changed)
+        self.arrived = 0.0
+        """time.monotonic() of the last frame while open; 0 for none."""
+        self._node = node
+        self._info: CameraInfo | None = None
+        self._depth_info: CameraInfo | None = None
+        self._depths: deque[Image] = deque(maxlen=KEPT_DEPTHS)
+        prefix = f"{name}/" if name else ""
+        self._subscriptions: list[Subscription] = []
+        image = self._subscribe(Image, prefix + "image", self._on_image)
+        self.topic = image.topic_name
+        self.info_topic = self._subscribe(CameraInfo, prefix + "camera_info", self._on_info).topic_name
+        self.depth_topic = ""
+        if use_depth:
+            self.depth_topic = self._subscribe(Image, prefix + "depth/image", self._depths.append).topic_name
+            self._subscribe(CameraInfo, prefix + "depth/camera_info", self._on_depth_info)
+
+    def open(self) -> None:
+        """Let frames in, as at activation."""
+        self.arrived = 0.0
+        self.mailbox.open()
+
+    def close(self) -> None:
+        """Let nothing in and forget what is there."""
+        self.mailbox.close()
+        self._depths.clear()
+
+    def destroy(self) -> None:
+        """Give the subscriptions back."""
+        self.close()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    @property
+    def publishers(self) -> int:
+        """How many publish on the image topic."""
+        return self._node.count_publishers(self.topic)
+
+    def depth_at(self, frame: Frame, tolerance: float) -> tuple:
+        """Depth (H, W) in metres and Intrinsics that belong to a frame.
+
+        The depth must be registered to the image; its own camera_info counts where it has one.
+        Raises PerceptionError NO_DEPTH naming the topic that is missing or wrong.
+        """
+        if not self.depth_topic:
+            raise PerceptionError("NO_DEPTH", "use_depth: expected true for centroids, found false.")
+        depths = list(self._depths)
+        nearest = min(depths, key=lambda d: abs(stamp_ns(d.header.stamp) - frame.stamp_ns), default=None)
+        if nearest is None:
+            raise PerceptionError("NO_DEPTH", f"{self.depth_topic}: expected a depth image, none has arrived.")
+        apart = abs(stamp_ns(nearest.header.stamp) - frame.stamp_ns) * 1e-9
+        if apart > tolerance:
+            expected = f"a depth image within {tolerance:g} s (depth_tolerance) of the image's stamp"
+            raise PerceptionError("NO_DEPTH", f"{self.depth_topic}: expected {expected}, the nearest is {apart:.3f} s away.")
+        info = self._depth_info or self._info
+        if info is None:
+            raise PerceptionError("NO_DEPTH", f"{self.info_topic}: expected a calibration, none has arrived.")
+        return depth_in_metres(nearest, self.depth_topic), Intrinsics.of(info, self.info_topic)
+
+    def _subscribe(self, kind: type, name: str, callback: object) -> Subscription:
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        topic = self._node.resolve_topic_name(name)
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._on_incompatible(topic, event))
+        subscription = self._node.create_subscription(
+            kind, name, callback, qos, event_callbacks=events,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )  # fmt: skip
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _on_image(self, msg: Image) -> None:
+        frame = Frame(msg, self.topic, self.name, time.monotonic(), self.mailbox.count + 1)
+        if self.mailbox.put(frame):
+            self.arrived = frame.arrived
+
+    def _on_info(self, msg: CameraInfo) -> None:
+        self._info = msg
+
+    def _on_depth_info(self, msg: CameraInfo) -> None:
+        self._depth_info = msg
+
+    def _on_incompatible(self, topic: str, event: object) -> None:
+        policy = getattr(event.last_policy_kind, "name", str(event.last_policy_kind)).lower()
+        self._node.get_logger().warning(
+            f"{topic}: a publisher offers a {policy} that this subscription does not accept; nothing arrives from it. "
+            f"Set the parameter qos_overrides.{topic}.subscription.{policy} of this node to what it offers."
+        )

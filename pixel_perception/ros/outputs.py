@@ -1,0 +1,126 @@
+"""What goes out: every answer on ~/perception, label image and overlay only when somebody listens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from rclpy.clock import Clock
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.msg import Perception
+from pixel_perception.ros import messages
+from pixel_perception.ros.answers import Answer
+from pixel_perception.ros.conversions import mono16_to_image
+from pixel_perception.ros.depth import centroid
+from pixel_perception.ros.inputs import CameraInput
+from pixel_perception.ros.overlay import overlay
+from pixel_perception.ros.parameters import Settings
+from pixel_perception.ros.transforms import Transforms, moved
+
+GONE = (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle)
+"""What publishing raises once the context or the publisher is gone; rclpy exports neither by a public name."""
+
+
+class Outputs:
+    """Publishers of the node and the steps from an answer to its messages. Used by the worker threads."""
+
+    def __init__(self, node: LifecycleNode, cameras: Mapping[str, CameraInput], settings: Callable[[], Settings],
+                 backend: str) -> None:
+        self._node, self._cameras, self._settings, self._backend = node, cameras, settings, backend
+        self._clock: Clock = node.get_clock()
+        self._transforms = Transforms(node)
+        self._publishers: list = []
+        self._perception = self._publisher(Perception, "~/perception", 5)
+        several = len(cameras) > 1
+        names = {camera: f"~/{camera}/" if several else "~/" for camera in cameras}
+        self._labels = {camera: self._publisher(Image, prefix + "instance_labels", 1) for camera, prefix in names.items()}
+        self._overlays = {camera: self._publisher(Image, prefix + "overlay", 1) for camera, prefix in names.items()}
+
+    def destroy(self) -> None:
+        """Give the publishers back."""
+        for publisher in self._publishers:
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()
+
+    def publish(self, answer: Answer) -> tuple[Answer, Perception]:
+        """Make the messages of an answer and send them; returns the answer (a centroid may have failed) and its message."""
+        started = time.monotonic()
+        msg = messages.answer_to_msg(answer)
+        if answer.result is not None and answer.result.instances:
+            answer = self._place(answer, msg)
+        labels, drawn = self._pictures(answer)
+        msg.info.backend = self._backend
+        msg.info.postprocess = messages.duration(time.monotonic() - started)
+        if answer.frame is not None:
+            age = self._clock.now() - Time.from_msg(msg.header.stamp, clock_type=self._clock.clock_type)
+            msg.info.image_age = messages.duration(age.nanoseconds * 1e-9)
+        self._send(self._perception, msg)
+        for publisher, picture in ((self._labels.get(answer.camera), labels), (self._overlays.get(answer.camera), drawn)):
+            if picture is not None:
+                self._send(publisher, picture)
+        if answer.error is not None and answer.error.code != "NOTHING_FOUND":
+            self._node.get_logger().warning(f"{answer.query_id}: {answer.error}", throttle_duration_sec=1.0)
+        return answer, msg
+
+    def _pictures(self, answer: Answer) -> tuple[Image | None, Image | None]:
+        labels = self._labels.get(answer.camera)
+        overlays = self._overlays.get(answer.camera)
+        result, picture, drawn = answer.result, None, None
+        if result is not None and labels is not None and labels.get_subscription_count():
+            values = messages.label_image(result.instances, *result.image_size)
+            picture = mono16_to_image(answer.frame.msg.header, values)
+        if answer.pixels is not None and overlays is not None and overlays.get_subscription_count():
+            drawn = overlay(answer)
+        return picture, drawn
+
+    def _place(self, answer: Answer, msg: Perception) -> Answer:
+        """Give the instances centroids; a goal that asked for a frame fails when none of them has one."""
+        settings, source = self._settings(), msg.header.frame_id
+        target = answer.target_frame or source
+        try:
+            camera = self._cameras.get(answer.camera)
+            if camera is None:
+                raise PerceptionError("NO_DEPTH", "camera: expected a camera's name for its depth, found none.")
+            depth, intrinsics = camera.depth_at(answer.frame, settings.depth_tolerance)
+            matrix = self._transforms.matrix(target, source, msg.header.stamp, settings.tf_timeout)
+        except PerceptionError as error:
+            messages.set_centroids(msg, [error.message] * len(msg.instances), target)
+            return self._failed(answer, msg, error)
+        points, last = [], None
+        for instance in answer.result.instances:
+            try:
+                points.append(moved(matrix, centroid(instance.mask, depth, intrinsics)))
+            except PerceptionError as error:
+                points.append(error.message)
+                last = error
+        messages.set_centroids(msg, points, target)
+        nowhere = all(isinstance(point, str) for point in points)
+        return self._failed(answer, msg, last) if nowhere else answer
+
+    def _failed(self, answer: Answer, msg: Perception, error: PerceptionError) -> Answer:
+        if not answer.target_frame or answer.error is not None:
+            return answer
+        messages.set_error(msg, error)
+        return replace(answer, error=error)
+
+    def _publisher(self, kind: type, name: str, depth: int) -> object:
+        options = QoSOverridingOptions.with_default_policies()
+        publisher = self._node.create_lifecycle_publisher(kind, name, QoSProfile(depth=depth), qos_overriding_options=options)
+        self._publishers.append(publisher)
+        return publisher
+
+    def _send(self, publisher: object, msg: object) -> None:
+        try:
+            publisher.publish(msg)
+        except GONE:
+            # The context is gone: the process is on its way out, and its threads learn of it last.
+            if self._node.context.ok():
+                raise

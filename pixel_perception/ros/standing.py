@@ -1,0 +1,92 @@
+"""The standing query: what it is, what language found for it in each camera, and when language must look again.
+
+Nothing here locks; the workers hold their condition while they use it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+from pixel_perception import tracking
+from pixel_perception.ros.answers import Job
+from pixel_perception.ros.parameters import Settings
+from pixel_perception.types import Result, Standing, Target
+
+RETRY = 1.0
+"""Seconds until a grounding that failed is tried again."""
+
+
+@dataclass(eq=False)
+class View:
+    """A standing query in one camera."""
+
+    standing: Standing | None = None
+    """What pixels alone can follow; None before language has run, and where its answer names no target."""
+    scores: tuple[float, ...] = ()
+    """Presence of each target when language ran."""
+    grounded: float = 0.0
+    """time.monotonic() of the last try of language; 0 for never."""
+    failed: bool = False
+    lost: bool = False
+    """A score has fallen so far that language must look again."""
+    seen: int = 0
+    """Number of the last frame that was answered."""
+    followed: float = 0.0
+    dropped: int = 0
+
+    def due(self, settings: Settings, now: float) -> float:
+        """time.monotonic() at which language should look again; infinity for never."""
+        if not self.grounded:
+            return now
+        if self.failed:
+            return self.grounded + RETRY
+        times = [float("inf")]
+        if settings.reground_period > 0:
+            times.append(self.grounded + max(settings.reground_period, settings.reground_min_interval))
+        if self.lost:
+            times.append(self.grounded + settings.reground_min_interval)
+        return min(times)
+
+    def ground(self, result: Result) -> Result:
+        """Take over what language found; instances keep the ids of the tracks that they continue. Returns the result with them."""
+        found, old = result.standing, self.standing
+        if found is not None and old is not None and old.tracks:
+            instances, tracks, next_id = tracking.assign(result.instances, old.tracks, max(old.next_id, found.next_id))
+            found = replace(found, tracks=tracks, next_id=next_id)
+            result = replace(result, instances=instances, standing=found)
+        self.standing, self.lost, self.failed = found, False, False
+        self.scores = tuple(t.score for t in result.targets)
+        return result
+
+    def follow(self, before: Standing, result: Result, settings: Settings) -> bool:
+        """Take over what pixels found; False when language has put something else in place meanwhile."""
+        if self.standing is not before:
+            return False
+        self.standing = result.standing or before
+        self.lost = self.lost or fallen(self.scores, result.targets, settings.reground_score_drop)
+        return True
+
+
+def fallen(scores: tuple[float, ...], targets: tuple[Target, ...], part: float) -> bool:
+    """True when a target's score is below `part` of what it was."""
+    return any(target.score < part * score for score, target in zip(scores, targets, strict=False))
+
+
+@dataclass(eq=False)
+class StandingQuery:
+    """A query that is answered on every frame of its cameras."""
+
+    job: Job
+    cameras: tuple[str, ...]
+    answers_once: bool = False
+    """Somebody waits for the first answer (the service): any error then ends it."""
+    views: dict[str, View] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.views = {camera: View() for camera in self.cameras}
+
+    def due(self, settings: Settings) -> list[tuple[float, str]]:
+        """(time, camera) of the next run of language for each camera, earliest first."""
+        now = time.monotonic()
+        return sorted((view.due(settings, now), camera) for camera, view in self.views.items())

@@ -1,0 +1,342 @@
+"""The two threads that work: one asks the language model, one follows the standing query with pixels alone.
+
+Both share one Perception, whose sessions may run at the same time, and one condition that is notified when a frame, a
+job or a stop arrives. A goal goes before a standing query, and interrupts it when language merely looks again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.ros.answers import Answer, Frame, Job, Token
+from pixel_perception.ros.conversions import image_to_rgb
+from pixel_perception.ros.inputs import CameraInput
+from pixel_perception.ros.parameters import Settings
+from pixel_perception.ros.standing import StandingQuery, View
+from pixel_perception.types import Query, Result, Standing
+
+LOG_EVERY = 5.0
+"""Seconds between two logs of one unexpected error, which may come with every frame."""
+IDLE = 0.5
+"""Longest wait in seconds before a worker looks around without having been notified."""
+
+
+class Perceives(Protocol):
+    """What the workers need of pixel_perception.Perception."""
+
+    def ask(self, frame: object, query: Query, on_partial: object = None, cancel: object = None) -> Result: ...
+    def follow(self, frame: object, standing: Standing) -> Result: ...
+
+
+Publish = Callable[[Answer], tuple[Answer, object]]
+"""Makes the messages of an answer and sends them; returns the answer (a centroid may have failed) and its Perception."""
+
+
+class Workers:
+    """Owns the Perception between activation and deactivation."""
+
+    def __init__(self, perception: Perceives, cameras: Mapping[str, CameraInput], changed: threading.Condition,
+                 settings: Callable[[], Settings], publish: Publish, log: RcutilsLogger) -> None:
+        self.busy = ""
+        """Id of the query that language works on, for diagnostics."""
+        self._perception, self._cameras, self._changed = perception, cameras, changed
+        self._settings, self._publish, self._log = settings, publish, log
+        self._stopped = False
+        self._waiting: Job | None = None
+        self._running: Job | None = None
+        self._candidate: StandingQuery | None = None
+        self._standing: StandingQuery | None = None
+        self._looking_again: Token | None = None
+        self._threads = [threading.Thread(target=self._guard, args=(step,), name=name, daemon=True)
+                         for name, step in (("language", self._language_step), ("pixels", self._pixel_step))]  # fmt: skip
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, deadline: float) -> bool:
+        """End all jobs and both threads; False when one of them did not end within `deadline` seconds."""
+        with self._changed:
+            self._stopped = True
+            jobs = [self._waiting, self._running, *(s.job for s in (self._candidate, self._standing) if s)]
+            never_begun = [self._waiting, self._candidate.job if self._candidate else None]
+            self._waiting = self._candidate = self._standing = None
+            self._changed.notify_all()
+        for job in jobs:
+            if job is not None:
+                job.token.cancel("deactivated")
+        for job in never_begun:
+            if job is not None:
+                self._end(job)
+        if self._looking_again is not None:
+            self._looking_again.cancel("deactivated")
+        end = time.monotonic() + deadline
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def submit(self, job: Job) -> None:
+        """Answer a goal next; the goal before it is preempted. Returns at once."""
+        with self._changed:
+            replaced, self._waiting = self._waiting, job
+            for other in (replaced, self._running):
+                if other is not None:
+                    other.token.cancel("preempted")
+            if self._looking_again is not None:
+                self._looking_again.cancel("preempted")
+            self._changed.notify_all()
+        if replaced is not None:
+            self._end(replaced)
+
+    def stand(self, standing: StandingQuery) -> None:
+        """Put a standing query in the old one's place as soon as language has run for it once. Returns at once."""
+        with self._changed:
+            replaced, self._candidate = self._candidate, standing
+            if replaced is not None:
+                replaced.job.token.cancel("preempted")
+            if self._looking_again is not None:
+                self._looking_again.cancel("preempted")
+            self._changed.notify_all()
+        if replaced is not None:
+            self._end(replaced.job)
+
+    def clear(self) -> None:
+        """Forget the standing query, and the one that was to take its place."""
+        with self._changed:
+            replaced, self._candidate, self._standing = self._candidate, None, None
+        if replaced is not None:
+            replaced.job.token.cancel("preempted")
+            self._end(replaced.job)
+
+    def wake(self) -> None:
+        """Let both threads look around: a token was cancelled."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def standing_id(self) -> str:
+        """Id of the standing query, or an empty string."""
+        standing = self._standing
+        return standing.job.query.id if standing else ""
+
+    def dropped(self, camera: str) -> int:
+        """Frames of a camera that were replaced before they could be followed, for the standing query."""
+        standing = self._standing
+        return standing.views[camera].dropped if standing and camera in standing.views else 0
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        while not self._stopped:
+            try:
+                step()
+            except Exception:  # a worker that dies leaves a node that looks alive
+                self._log.error(f"A worker's step failed:\n{traceback.format_exc()}", throttle_duration_sec=LOG_EVERY)
+
+    # Language: goals first, then standing queries that are due.
+
+    def _language_step(self) -> None:
+        with self._changed:
+            work, patience = self._next_goal()
+            if work is None:
+                work, patience = self._next_grounding(patience)
+            if work is None:
+                if not self._stopped:
+                    self._changed.wait(patience)
+                return
+        work()
+
+    def _next_goal(self) -> tuple[Callable[[], None] | None, float]:
+        job = self._waiting
+        if job is None:
+            return None, IDLE
+        frame = None if job.token.is_set() else self._frame_for(job)
+        if frame is None and not job.token.is_set():
+            return None, min(IDLE, max(0.0, (job.token.deadline or float("inf")) - time.monotonic()))
+        self._waiting, self._running = None, job
+        return lambda: self._goal(job, frame), 0.0
+
+    def _goal(self, job: Job, frame: Frame | None) -> None:
+        try:
+            if frame is None:
+                self._end(job)
+            else:
+                job.on_done(*self._publish(self._ask(job, frame, job.token)))
+        finally:
+            with self._changed:
+                self._running = None
+
+    def _next_grounding(self, patience: float) -> tuple[Callable[[], None] | None, float]:
+        settings, now = self._settings(), time.monotonic()
+        standing = self._candidate or self._standing
+        if standing is None:
+            return None, patience
+        if standing is self._candidate and standing.job.token.is_set():
+            self._candidate = None
+            return lambda: self._end(standing.job), 0.0
+        for due, camera in standing.due(settings):
+            if due > now:
+                patience = min(patience, due - now)
+                continue
+            frame = self._frame_for(replace(standing.job, camera=camera))
+            if frame is not None and frame.number > standing.views[camera].seen:
+                first = not standing.views[camera].grounded or standing.views[camera].failed
+                token = standing.job.token if first else Token()
+                self._looking_again = None if first else token
+                return lambda: self._ground(standing, camera, frame, token), 0.0
+        if standing.job.token.deadline is not None and standing is self._candidate:
+            patience = min(patience, max(0.0, standing.job.token.deadline - now))
+        return None, patience
+
+    def _ground(self, standing: StandingQuery, camera: str, frame: Frame, token: Token) -> None:
+        view, job = standing.views[camera], replace(standing.job, camera=camera)
+        if view.grounded:
+            job.accepted = 0.0  # language looks again: nobody has asked just now
+        answer = replace(self._ask(job, frame, token), tracked=True, dropped=view.dropped)
+        with self._changed:
+            self._looking_again = None
+            if standing not in (self._candidate, self._standing):
+                return
+            if token.reason in ("preempted", "deactivated"):
+                return  # a goal came between; it is still due
+            view.grounded = time.monotonic()
+            view.failed = answer.error is not None and answer.error.code != "NOTHING_FOUND"
+            hopeless = view.failed and (standing.answers_once or answer.error.code == "INVALID_QUERY")
+            decided = standing is self._candidate and (hopeless or not view.failed)
+            if decided:
+                self._candidate = None
+            if not view.failed:
+                answer = replace(answer, result=view.ground(answer.result))
+                self._standing = standing
+                standing.job = replace(standing.job, token=Token())  # the deadline was for the first answer
+            stale = view.seen > frame.number
+            view.seen = max(view.seen, frame.number)
+            self._changed.notify_all()
+        if stale:
+            return  # pixels have answered a newer frame already: stamps must not run backwards
+        answer, message = self._publish(answer)
+        if decided:
+            job.on_done(answer, message)
+
+    def _frame_for(self, job: Job) -> Frame | None:
+        """A frame that may answer the job, or None when it must wait for one."""
+        if job.image is not None:
+            return Frame(job.image, "image", job.camera, job.accepted)
+        newest = self._cameras[job.camera].mailbox.newest()
+        if newest is None:
+            return None
+        frame = newest[1]
+        if job.not_before_ns:
+            return frame if frame.stamp_ns >= job.not_before_ns else None
+        return frame if time.monotonic() - frame.arrived <= self._settings().max_image_age else None
+
+    def _ask(self, job: Job, frame: Frame, token: Token) -> Answer:
+        started = time.monotonic()
+        self.busy = job.query.id
+        answer = Answer(job.camera, job.query.id, frame, target_frame=job.target_frame,
+                        queued=started - max(frame.arrived, job.accepted))  # fmt: skip
+        try:
+            job.on_start()
+            pixels = image_to_rgb(frame.msg, frame.topic)
+            answer = replace(answer, pixels=pixels)
+            result = self._perception.ask(pixels, job.query, lambda partial: job.on_partial(partial, frame), token)
+        except Exception as error:
+            return replace(answer, error=self._understood(error))
+        finally:
+            self.busy = ""
+        return judged(replace(answer, result=result, finish_reason=result.finish_reason), token)
+
+    def _end(self, job: Job) -> None:
+        """Answer a job that never met a frame."""
+        error = job.token.error()
+        if error.code == "TIMEOUT":
+            error = self._no_image(job)
+        answer = Answer(job.camera, job.query.id, error=error, finish_reason=job.token.reason)
+        job.on_done(*self._publish(answer))
+
+    def _no_image(self, job: Job) -> PerceptionError:
+        camera = self._cameras[job.camera]
+        waited = time.monotonic() - job.accepted
+        expected = f"an image on {camera.topic} within {waited:.1f} s"
+        if job.not_before_ns:
+            expected += f", stamped {job.not_before_ns * 1e-9:.3f} or later (not_before)"
+        newest = camera.mailbox.newest()
+        found = "none" if newest is None else f"the newest stamped {newest[1].stamp_ns * 1e-9:.3f}, " \
+                                               f"{time.monotonic() - newest[1].arrived:.1f} s ago"  # fmt: skip
+        return PerceptionError("NO_IMAGE", f"camera: expected {expected}, found {found} "
+                                           f"({camera.publishers} publishers).")  # fmt: skip
+
+    def _understood(self, error: Exception) -> PerceptionError:
+        if isinstance(error, PerceptionError):
+            return error
+        if isinstance(error, MemoryError):
+            return PerceptionError("OUT_OF_MEMORY", "expected enough memory for the query; use a smaller image or fewer boxes.")
+        self._log.error(f"Unexpected error while answering:\n{traceback.format_exc()}", throttle_duration_sec=LOG_EVERY)
+        return PerceptionError("INTERNAL", f"{type(error).__name__}: {error}")
+
+    # Pixels: the newest frame of each camera, while a standing query has targets.
+
+    def _pixel_step(self) -> None:
+        with self._changed:
+            picked, patience = self._next_frame()
+            if picked is None:
+                if not self._stopped:
+                    self._changed.wait(patience)
+                return
+        self._follow(*picked)
+
+    def _next_frame(self) -> tuple[tuple[StandingQuery, View, Frame, int] | None, float]:
+        standing, settings, patience = self._standing, self._settings(), IDLE
+        if standing is None:
+            return None, patience
+        # The camera that has waited longest comes first.
+        for camera, view in sorted(standing.views.items(), key=lambda item: item[1].followed):
+            newest = self._cameras[camera].mailbox.newest(view.seen)
+            if view.standing is None or newest is None:
+                continue
+            rest = 0.0 if settings.max_rate <= 0 else view.followed + 1.0 / settings.max_rate - time.monotonic()
+            if rest <= 0:
+                number, frame = newest
+                skipped = number - view.seen - 1 if view.followed and settings.max_rate <= 0 else 0
+                view.dropped += skipped
+                view.seen, view.followed = number, time.monotonic()
+                return (standing, view, frame, view.dropped), 0.0
+            patience = min(patience, rest)
+        return None, patience
+
+    def _follow(self, standing: StandingQuery, view: View, frame: Frame, dropped: int) -> None:
+        started, before = time.monotonic(), view.standing
+        answer = Answer(frame.camera, standing.job.query.id, frame, queued=started - frame.arrived, language_ran=False,
+                        tracked=True, dropped=dropped, target_frame=standing.job.target_frame)  # fmt: skip
+        try:
+            pixels = image_to_rgb(frame.msg, frame.topic)
+            result = self._perception.follow(pixels, before)
+            answer = judged(replace(answer, pixels=pixels, result=result, finish_reason=result.finish_reason), Token())
+        except Exception as error:
+            answer = replace(answer, error=self._understood(error))
+        with self._changed:
+            if standing is not self._standing:
+                return  # another query stands by now: its answers must not mix with these
+            if answer.result is not None and not view.follow(before, answer.result, self._settings()):
+                return  # language has looked again on a newer understanding of the scene; the next frame shows it
+            if view.lost:
+                self._changed.notify_all()
+        self._publish(answer)
+
+
+def judged(answer: Answer, token: Token) -> Answer:
+    """The answer with the error that its result stands for: stopped, or none of the named targets is there."""
+    result = answer.result
+    if result.finish_reason == "cancelled":
+        return replace(answer, error=token.error() if token.is_set() else None, finish_reason=token.reason or "cancelled")
+    if result.targets and not result.instances and not any(target.present for target in result.targets):
+        labels = ", ".join(repr(target.label) for target in result.targets)
+        return replace(answer, error=PerceptionError("NOTHING_FOUND", f"query: nothing in the image for {labels}."))
+    return answer
