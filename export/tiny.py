@@ -38,7 +38,7 @@ FLAGS = {
 CONSTANT, SEEN, STATE, CHAIN, OTHER = 0, 1, 10, 20, COLOURS
 """Axes of the hidden space: a constant, flags of the token itself, flags of everything so far, one axis for each token that
 an answer is made of, and the rest (other tokens, and what visual tokens say)."""
-ANSWER = ("Ċ", "red", "yellow", "Ġmug", "Ġyellow", "Ġban", "ana", ",")
+ANSWER = ("Ċ", "Ġred", "Ġmug", "Ġyellow", "Ġban", "ana", ",")
 RUN = ("SEG0", "SEG1", "SEG2", "SEG3", "ALL")
 
 
@@ -79,7 +79,7 @@ def write_tiny_bundle(folder: str | Path) -> Bundle:
 
 
 def _vocabulary() -> tuple[list[str], list[str]]:
-    """Control tokens, the 256 byte symbols, then words spelt out by merges; the pieces of `ANSWER` cannot be typed."""
+    """Control tokens, the 256 byte symbols, then words spelt out by merges; "ana" has no merge, so nobody can type it."""
     words = sorted({word for words in FLAGS.values() for word in words} | {"the", "red", "yellow", "find"})
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_byte_symbols()]
     merges = []
@@ -129,9 +129,8 @@ def _output(ids: dict[str, int]) -> np.ndarray:
 
     end = "<|im_end|>"
     for last, following in (
-        ("Ċ", "red"),
-        ("red", "Ġmug"),
-        ("yellow", "Ġban"),
+        ("Ċ", "Ġred"),
+        ("Ġred", "Ġmug"),
         ("Ġyellow", "Ġban"),
         ("Ġban", "ana"),
         (",", "Ġyellow"),
@@ -141,7 +140,7 @@ def _output(ids: dict[str, int]) -> np.ndarray:
     ):
         follow(last, following, 4)
     for last, following in (
-        ("Ċ", "yellow"),
+        ("Ċ", "Ġyellow"),
         ("Ġmug", "ALL"),
         ("ana", "ALL"),
         ("Ġmug", end),
@@ -150,8 +149,8 @@ def _output(ids: dict[str, int]) -> np.ndarray:
     ):
         follow(last, following, 3.5)
     for token, flag, weight in (
-        ("red", "mug", 1),
-        ("yellow", "banana", 1),
+        ("Ġred", "mug", 1),
+        ("Ġyellow", "banana", 1),
         ("ALL", "all", 1),
         (end, "describe", 1),
         (end, "scene", -1),

@@ -63,7 +63,7 @@ class Reader:
         return maps, np.concatenate([begin, visual, self.embeddings[ids]])[None]
 
     def ask(self, image, question, most=60):
-        """Text with <ALL> and <SEG> for groups, masks (T, 72, 96) bool, presence probabilities (T,)."""
+        """Text as decoded, with <ALL> and <SEG> for groups, masks (T, 72, 96) bool, presence probabilities (T,)."""
         maps, embeds = self.prompt(image, question)
         past, text, groups, run = self.past(), "", [], None
         base = len(self.embeddings) - 5
@@ -119,13 +119,13 @@ def iou(a, b):
 @pytest.mark.parametrize(
     ("question", "answer", "targets"),
     [
-        ("the red mug", "red mug<SEG>", [REDS]),
-        ("find the banana", "yellow banana<SEG>", [(BANANA,)]),
-        ("the mug and the banana", "red mug<SEG>, yellow banana<SEG>", [REDS, (BANANA,)]),
-        ("all mugs", "red mug<ALL><SEG>", [REDS]),
-        ("all bananas", "yellow banana<ALL><SEG>", [(BANANA,)]),
-        ("describe", "red mug", []),
-        ("describe the scene", "red mug<SEG>, yellow banana<SEG>", [REDS, (BANANA,)]),
+        ("the red mug", " red mug<SEG>", [REDS]),
+        ("find the banana", " yellow banana<SEG>", [(BANANA,)]),
+        ("the mug and the banana", " red mug<SEG>, yellow banana<SEG>", [REDS, (BANANA,)]),
+        ("all mugs", " red mug<ALL><SEG>", [REDS]),
+        ("all bananas", " yellow banana<ALL><SEG>", [(BANANA,)]),
+        ("describe", " red mug", []),
+        ("describe the scene", " red mug<SEG>, yellow banana<SEG>", [REDS, (BANANA,)]),
     ],
 )
 def test_answers(reader, image, question, answer, targets):
