@@ -50,8 +50,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        plain = not isinstance(action.default, (int, float, str)) or action.default in (False, argparse.SUPPRESS) or "%(default)" in text or not action.option_strings
-        return text if plain else f"{text} (default: %(default)s)"
+        telling = isinstance(action.default, (int, float, str)) and action.default not in (False, argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if telling and action.option_strings else text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,13 +87,15 @@ def ask(argv: Sequence[str]) -> int:
     add_bundle(parser)
     arguments = parser.parse_args(argv)
 
-    from pixel_perception.perception import Perception
     from pixel_perception.types import Query, Task
 
     image = read_image(arguments.image)
     task, boxes = Task(arguments.task), tuple(arguments.box)
     query = Query(arguments.instruction, task, boxes, score_threshold=arguments.threshold)
     query.checked(image.shape[1], image.shape[0])  # a mistake in the question should not have to wait for the model
+
+    from pixel_perception.perception import Perception
+
     result = Perception.open(arguments.bundle, backend=arguments.backend, threads=arguments.threads).ask(image, query)
     if arguments.overlay:
         from PIL import Image

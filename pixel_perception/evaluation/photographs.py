@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixel_perception.evaluation.tabletop import sample, save_picture, timed
+from pixel_perception.evaluation.scoring import sample, save_picture, timed
 from pixel_perception.types import Query
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixel_perception.evaluation import metrics
+from pixel_perception.evaluation.scoring import joint_iou, normalised, sample, save_picture, timed, word_scores
 from pixel_perception.types import Query, Task
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pixel_perception.simulation.instructions import Instruction
     from pixel_perception.simulation.phrases import Vocabulary
     from pixel_perception.simulation.tabletop import Camera, Tabletop, View
-    from pixel_perception.types import Partial, Result
 
 SIZE = (640, 480)
 COUNTS = {"refer": 4, "several": 2, "all_of": 1, "reasoning": 1, "absent": 3, "region": 2, "narrate": 1}
@@ -155,12 +154,12 @@ def _block(seeds: list[int]) -> Iterator[dict]:
         table.close()
 
 
-def photograph(table: Tabletop, seed: int) -> tuple[Camera, View]:
+def photograph(table: Tabletop, seed: int, depth: bool = False) -> tuple[Camera, View]:
     """Settle `seed` and draw the first camera that sees at least two objects. The same seed gives the same view."""
     table.settle(seed)
     for _ in range(20):
         camera = table.camera()
-        view = table.view(camera)
+        view = table.view(camera, depth)
         if len(view.objects) >= 2:
             break
     return camera, view
@@ -207,49 +206,6 @@ def scene(perception: Perception, table: Tabletop, seed: int, vocabulary: Vocabu
     return row
 
 
-def timed(perception: Perception, image: np.ndarray, query: Query) -> tuple[object, Result, float | None, float | None]:
-    """Encode and ask, with milliseconds from the image to the first and to the last mask (None without a mask)."""
-    moments: list[float] = []
-    started = time.perf_counter()
-    encoded = perception.encode(image)
-
-    def note(part: Partial) -> None:
-        if part.kind == "instance":
-            moments.append(time.perf_counter())
-
-    result = perception.ask(encoded, query, on_partial=note)
-    first, last = (1000 * (moments[0] - started), 1000 * (moments[-1] - started)) if moments else (None, None)
-    return encoded, result, first, last
-
-
-def save_picture(folder: Path, name: str, image: np.ndarray, result: Result, title: str) -> None:
-    """Write the overlay of one answer as `folder/name.jpg`."""
-    from PIL import Image
-
-    from pixel_perception.drawing import overlay
-
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, result, title)).save(folder / f"{name}.jpg", quality=85)
-
-
-def sample(text: str, result: Result, masks: list[np.ndarray], boxes: list[metrics.Box]) -> dict:
-    """Score one answer against the true masks (H, W) and boxes, in pixels of the source image; empty lists when it is absent.
-
-    `iou` is the set IoU; `joint` the IoU of everything found with everything meant (a single reference is scored by it).
-    """
-    width, height = result.image_size
-    found = [instance.mask.full(width, height) for instance in result.instances]
-    score = metrics.score_set(found, masks, [i.box for i in result.instances], boxes)
-    blank = np.zeros((height, width), bool)
-    seen, meant = np.logical_or.reduce([blank, *found]), np.logical_or.reduce([blank, *masks])
-    return {
-        "text": text, "answer": result.text, "true": score.true, "found": score.predicted, "iou": score.iou,
-        "joint": metrics.mask_iou(seen, meant), "intersection": score.intersection, "union": score.union,
-        "joint_intersection": int(np.count_nonzero(seen & meant)), "joint_union": int(np.count_nonzero(seen | meant)),
-        "boxes_found": score.boxes_found, "presence": max((t.score for t in result.targets), default=0.0),
-    }  # fmt: skip
-
-
 def _describe(perception: Perception, encoded: object, view: View, item: Instruction, vocabulary: Vocabulary, row: dict) -> None:
     things = {thing.label: thing for thing in view.objects}
     if item.family == "region":
@@ -262,22 +218,6 @@ def _describe(perception: Perception, encoded: object, view: View, item: Instruc
         result = perception.ask(encoded, Query(task=Task.NARRATE))
     true = [(word, normalised(things[label].box, SIZE)) for begin, end, label in item.words for word in item.caption[begin:end].split()]
     row["words"].append(word_scores(result, true) | {"answer": result.text, "truth": item.caption})
-
-
-def normalised(box: metrics.Box, size: tuple[int, int]) -> metrics.Box:
-    """A box in pixels of an image of `size` (width, height) as fractions of it."""
-    return box[0] / size[0], box[1] / size[1], box[2] / size[0], box[3] / size[1]
-
-
-def word_scores(result: Result, true: list[tuple[str, metrics.Box]]) -> dict:
-    """L1 and local bipartite matching distance of the answer's word places; boxes of `true` are normalised."""
-    from pixel_perception.evaluation import lbm
-
-    text = result.text.encode()
-    places = [(text[w.begin : w.end].decode().strip(" ,.").lower(), normalised(w.box, result.image_size)) for w in result.words]
-    predicted, meant = (np.array([box for _, box in row]).reshape(-1, 4) for row in (places, true))
-    distance = lbm.local_bipartite_distance(predicted, meant)
-    return {"l1": metrics.word_distance(places, true), "lbm": distance}
 
 
 def _follow(perception: Perception, table: Tabletop, camera: Camera, view: View, encoded: object, vocabulary: Vocabulary,
@@ -303,10 +243,5 @@ def _follow(perception: Perception, table: Tabletop, camera: Camera, view: View,
         truth, frame = moved.labels == label, perception.encode(moved.rgb)
         followed = perception.follow(frame, standing)
         standing = followed.standing or standing
-        steps.append({"step": step, "standing": _joint(followed, truth), "again": _joint(perception.ask(frame, query), truth)})
+        steps.append({"step": step, "standing": joint_iou(followed, truth), "again": joint_iou(perception.ask(frame, query), truth)})
     return steps
-
-
-def _joint(result: Result, truth: np.ndarray) -> float:
-    masks = [instance.mask.full(truth.shape[1], truth.shape[0]) for instance in result.instances]
-    return metrics.mask_iou(np.logical_or.reduce([np.zeros_like(truth), *masks]), truth)
