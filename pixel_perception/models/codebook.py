@@ -11,7 +11,7 @@ from pixel_perception.models.config import CodebookConfig
 class TokenFusion(nn.Module):
     """Projects the hidden states of a group and adds up the N tokens of each scale with learned weights."""
 
-    def __init__(self, hidden: int, dim: int, codebook: CodebookConfig = CodebookConfig()):
+    def __init__(self, hidden: int, dim: int, codebook: CodebookConfig):
         super().__init__()
         self.levels = codebook.levels
         self.project = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))

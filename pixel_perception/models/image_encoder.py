@@ -106,7 +106,7 @@ def _separable(channels: int) -> nn.Sequential:
 class ImageEncoder(nn.Module):
     """Frame -> features, once per frame; everything else reads its output."""
 
-    def __init__(self, config: ImageConfig = ImageConfig()):
+    def __init__(self, config: ImageConfig):
         super().__init__()
         self.config, dim, fine = config, config.dim, 64
         self.backbone = EfficientNetLite0()

@@ -17,7 +17,7 @@ class Language(nn.Module):
     rest of a group follows from its first token), so only these two have output columns.
     """
 
-    def __init__(self, base: nn.Module, config: CompactConfig = CompactConfig()):
+    def __init__(self, base: nn.Module, config: CompactConfig):
         """`base`: a transformers LlamaModel whose embedding table is also its output head."""
         super().__init__()
         language = config.language

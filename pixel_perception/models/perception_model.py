@@ -20,7 +20,7 @@ class PerceptionModel(nn.Module):
     train and export without it.
     """
 
-    def __init__(self, config: CompactConfig = CompactConfig()):
+    def __init__(self, config: CompactConfig):
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config.image)

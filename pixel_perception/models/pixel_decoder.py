@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
 class PixelDecoder(nn.Module):
     """Decodes masks and presence for queries (B, T, 2, dim)."""
 
-    def __init__(self, config: ImageConfig = ImageConfig(), hidden: int = 16, layers: int = 2):
+    def __init__(self, config: ImageConfig, hidden: int = 16, layers: int = 2):
         super().__init__()
         dim, self.channels, self.hidden = config.dim, config.mask_channels, hidden
         self.level0 = nn.ModuleList(AttentionBlock(dim) for _ in range(layers))

@@ -12,7 +12,7 @@ from pixel_perception.models.config import ImageConfig, RegionConfig
 class Proposals(nn.Module):
     """Centre heat map and distances to the four box sides on the stride-8 map."""
 
-    def __init__(self, image: ImageConfig = ImageConfig(), region: RegionConfig = RegionConfig()):
+    def __init__(self, image: ImageConfig, region: RegionConfig):
         super().__init__()
         self.count = region.proposals
         dim = image.dim

@@ -23,8 +23,7 @@ class PromptFeatures(nn.Module):
     (`align`), so that the language model meets words it already knows.
     """
 
-    def __init__(self, image: ImageConfig = ImageConfig(), region: RegionConfig = RegionConfig(),
-                 language: LanguageConfig = LanguageConfig(), levels: int = 2):
+    def __init__(self, image: ImageConfig, region: RegionConfig, language: LanguageConfig, levels: int):
         super().__init__()
         dim, self.levels = image.dim, levels
         self.samples, self.frequencies = region.samples, 8

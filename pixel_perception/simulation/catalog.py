@@ -51,7 +51,7 @@ class Catalog:
     surfaces: tuple[str, ...]
 
     @staticmethod
-    def open(folder: str | Path, only: set[str] | None = None) -> "Catalog":
+    def open(folder: str | Path, only: set[str] | None = None) -> Catalog:
         """Read `folder`; `only` keeps the objects with these ids. Raises AssetError naming file and field."""
         folder = Path(folder)
         path = folder / "catalog.json"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pixel_perception.simulation.catalog import Catalog
-from pixel_perception.simulation.tabletop import SEEDS_PER_SET, SceneObject, Tabletop
+from pixel_perception.simulation.scene import SceneObject
 
 SPLITS = {"train": (0, 800_000), "val": (800_000, 900_000), "test": (900_000, 1_000_000)}
 """Seeds [first, end) of each split; training never sees the others."""
@@ -55,6 +55,8 @@ def render(catalog: Catalog, folder: str | Path, seeds: range, views: int, size:
 
     Resumable: a block of seeds whose index file exists is complete and is skipped.
     """
+    from pixel_perception.simulation.tabletop import SEEDS_PER_SET, Tabletop  # only rendering needs the simulator
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
@@ -73,7 +75,7 @@ def render(catalog: Catalog, folder: str | Path, seeds: range, views: int, size:
                 name = f"{seed:06d}-{k}"
                 Image.fromarray(view.rgb).save(folder / f"{name}.jpg", quality=92)
                 Image.fromarray(view.labels).save(folder / f"{name}.png", compress_level=1)
-                lines.append(json.dumps(dict(id=name, size=size, objects=[dataclasses.asdict(o) for o in view.objects])))
+                lines.append(json.dumps({"id": name, "size": size, "objects": [dataclasses.asdict(o) for o in view.objects]}))
         table.close()
         partial = index.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in lines))

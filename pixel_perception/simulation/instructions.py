@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
-from pixel_perception.simulation.tabletop import SceneObject
+from pixel_perception.simulation.scene import SceneObject
 
 ASK_ONE = ("{}", "the {}", "find the {}", "pick up the {}", "where is the {}?", "segment the {}", "show me the {}",
            "point to the {}", "hand me the {}", "can you see the {}?", "bring me the {}", "give me the {}")  # fmt: skip

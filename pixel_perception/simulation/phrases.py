@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from pixel_perception.simulation.catalog import PALETTE, Catalog
-from pixel_perception.simulation.tabletop import SceneObject
+from pixel_perception.simulation.scene import SceneObject
 
 SIMILAR = ({"white", "beige", "silver", "gray"}, {"gray", "black", "silver"}, {"red", "orange", "brown"},
            {"red", "pink", "purple"}, {"yellow", "orange", "beige"}, {"blue", "cyan"}, {"blue", "purple"}, {"green", "cyan"})  # fmt: skip
@@ -64,7 +64,7 @@ class Vocabulary:
     colors: tuple[str, ...]
 
     @staticmethod
-    def of(catalog: Catalog) -> "Vocabulary":
+    def of(catalog: Catalog) -> Vocabulary:
         """The vocabulary of an asset folder."""
         return Vocabulary(tuple(sorted({a.noun for a in catalog.assets})),
                           tuple(sorted({a.color for a in catalog.assets} | set(PALETTE))))

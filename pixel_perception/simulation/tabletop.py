@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pixel_perception.simulation.catalog import PALETTE, Asset, Catalog
+from pixel_perception.simulation.scene import SceneObject, View
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")  # must be set before mujoco is imported
 import mujoco  # noqa: E402
@@ -22,47 +23,6 @@ OBJECTS_PER_SET = 12
 TABLE_HEIGHT = 0.75
 MIN_AREA = 0.0012
 """Smallest visible part of the image (fraction of its pixels) that counts as seeing an object."""
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One visible object. `box` is (x0, y0, x1, y1) in pixels, edges on pixel borders."""
-
-    label: int
-    id: str
-    noun: str
-    color: str
-    synonyms: tuple[str, ...]
-    box: tuple[int, int, int, int]
-    area: int
-    position: tuple[float, float, float]
-
-    @property
-    def name(self) -> str:
-        """Colour and noun, as a person would say it ("red mug", but "orange" for an orange)."""
-        return self.noun if self.noun == self.color else f"{self.color} {self.noun}"
-
-    @property
-    def words(self) -> set[str]:
-        """Every noun phrase that names this kind of object."""
-        return {self.noun, *self.synonyms}
-
-
-@dataclass(frozen=True)
-class View:
-    """One rendered image with its ground truth."""
-
-    rgb: np.ndarray
-    """(H, W, 3) uint8."""
-    labels: np.ndarray
-    """(H, W) uint8: 0 background, k the object with `label` k."""
-    depth: np.ndarray | None
-    """(H, W) float32 metres along the optical axis."""
-    intrinsics: np.ndarray
-    """(3, 3) pinhole matrix in pixels."""
-    world_from_camera: np.ndarray
-    """(4, 4); camera axes x right, y down, z forward."""
-    objects: tuple[SceneObject, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +38,7 @@ class Camera:
     shift: np.ndarray
     turn: np.ndarray
 
-    def moved(self, rng: np.random.Generator, metres: float, degrees: float) -> "Camera":
+    def moved(self, rng: np.random.Generator, metres: float, degrees: float) -> Camera:
         """This camera after a small random motion of the given size."""
         u, w = rng.normal(size=3), rng.normal(size=3)
         return replace(self, shift=self.shift + metres * u / np.linalg.norm(u),
@@ -151,7 +111,7 @@ class Tabletop:
             _textured(spec.add_material(name=f"s{i}", specular=rng.uniform(0, 0.4), shininess=rng.uniform(0, 0.6),
                                         reflectance=float(rng.random() < 0.25) * 0.08), f"s{i}")
         world, box = spec.worldbody, mujoco.mjtGeom.mjGEOM_BOX
-        still = dict(contype=0, conaffinity=0)
+        still = {"contype": 0, "conaffinity": 0}
         world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[6, 6, 0.1], material="s0")
         world.add_geom(name="wall0", type=box, size=[0.05, 6, 3], pos=[1.8, 0, 2], material="s1", **still)
         world.add_geom(name="wall1", type=box, size=[6, 0.05, 3], pos=[0, 2.5, 2], material="s2", **still)
@@ -182,7 +142,7 @@ class Tabletop:
         _textured(spec.add_material(name=name, rgba=[1, 1, 1, 1], specular=rng.uniform(0.05, 0.5),
                                     shininess=rng.uniform(0.1, 0.7)), name if texture else "")
         solid = not asset.hulls  # without hulls the mesh itself collides
-        contact = dict(condim=4, friction=[0.9, 0.01, 0.002])
+        contact = {"condim": 4, "friction": [0.9, 0.01, 0.002]}
         body.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=name, material=name, quat=asset.quaternion,
                       contype=int(solid), conaffinity=int(solid), mass=0.15 if solid else 0, group=0, **contact)
         for j, hull in enumerate(asset.hulls):

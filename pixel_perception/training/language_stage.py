@@ -38,7 +38,7 @@ def visual_prefix(model: PerceptionModel, features, valid: Tensor) -> tuple[Tens
     with torch.no_grad():
         boxes, scores = model.proposals(features.s8)
         keep = scores >= PROPOSAL_THRESHOLD
-        order = torch.where(keep, boxes[..., 0] + boxes[..., 2], torch.inf).argsort(1, stable=True)
+        order = torch.where(keep, boxes[..., 0] + boxes[..., 2], torch.inf).sort(dim=1, stable=True).indices
         boxes, keep = boxes.gather(1, order[..., None].expand(-1, -1, 4)), keep.gather(1, order)
         whole = torch.cat([torch.zeros_like(valid), valid], 1)[:, None]
     tokens = model.prompt_features(features, torch.cat([whole, boxes], 1))[0]
@@ -131,7 +131,6 @@ def draw_rounds(scene: Scene, rng: random.Random, vocabulary: Vocabulary) -> lis
 def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, writer: RoundWriter, encode: PhraseEncoder,
             shape: tuple[int, int], distil: float) -> dict[str, Tensor]:
     """Scenes -> tensors of `LanguageStage`. `shape` is (h, w) of the stride-8 map; `distil` weighs the teacher."""
-    regions = {"boxes": [], "noun": [], "color": []}
     rows, region_image, region_slot, words = [], [], [], []
     base = region_targets(scenes, vocabulary, rng, 8)
     for b, scene in enumerate(scenes):
@@ -150,7 +149,6 @@ def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, wri
                 region_image.append(b)
                 region_slot.append(slot)
         rows.append(row)
-    del regions
     length, slots = max(len(r["ids"]) for r in rows), max(1, max(len(r["groups"]) for r in rows))
     count, (h4, w4) = len(scenes), (2 * shape[0], 2 * shape[1])
 
@@ -169,7 +167,7 @@ def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, wri
         "group_at": torch.zeros(count, slots, dtype=torch.long), "group_round": torch.zeros(count, slots, dtype=torch.long),
     }  # fmt: skip
     texts = [""] * (count * slots)
-    for b, (scene, row) in enumerate(zip(scenes, rows)):
+    for b, (scene, row) in enumerate(zip(scenes, rows, strict=True)):
         for t, (at, target, number) in enumerate(row["groups"]):
             batch["group_at"][b, t], batch["group_round"][b, t] = at, b * 100 + number
             batch["judged"][b, t], batch["there"][b, t] = True, bool(target.labels)

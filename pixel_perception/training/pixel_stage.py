@@ -11,6 +11,7 @@ import random
 import torch
 from torch import Tensor, nn
 
+from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
@@ -98,7 +99,8 @@ def region_targets(scenes: list[Scene], vocabulary: Vocabulary, rng: random.Rand
     return {"boxes": boxes.clamp(0, 1), "noun": noun, "color": color}
 
 
-def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, encode: PhraseEncoder, shape: tuple[int, int]) -> dict[str, Tensor]:
+def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, encode: PhraseEncoder,
+            shape: tuple[int, int]) -> dict[str, Tensor]:
     """Scenes -> tensors of `PixelStage`. `shape` is (h, w) of the stride-8 map."""
     batch = region_targets(scenes, vocabulary, rng, 8)
     slots = PRESENT + ABSENT + OBJECTS
@@ -133,7 +135,7 @@ def build(vocabulary: Vocabulary, start: str | None):
     encode = PhraseEncoder(lower, tokenizer)
     directions = [word_directions([*vocabulary.nouns, "table"], lower, tokenizer),
                   word_directions(list(vocabulary.colors), lower, tokenizer)]
-    model = PerceptionModel()
+    model = PerceptionModel(CompactConfig())
     model.image_encoder.backbone.load_imagenet(imagenet_backbone())
     model.image_encoder.to(memory_format=torch.channels_last)
     stage = PixelStage(model, encode.width, *directions)

@@ -29,7 +29,7 @@ class Round:
 class RoundWriter:
     """Writes instructions in the prompt format of the compact model."""
 
-    def __init__(self, tokenizer, config: CompactConfig = CompactConfig()):
+    def __init__(self, tokenizer, config: CompactConfig):
         self.tokenizer, self.config, self._known = tokenizer, config, {}
 
     def text(self, words: str) -> list[int]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixel_perception.simulation.dataset import Record
-from pixel_perception.simulation.tabletop import SceneObject
+from pixel_perception.simulation.scene import SceneObject
 
 FILL = 127
 """Grey of letterbox padding."""

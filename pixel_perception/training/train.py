@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pixel_perception.simulation.catalog import Catalog
-from pixel_perception.simulation.dataset import load
+from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.phrases import Vocabulary
 
 STAGES = {"pixels": "pixel_perception.training.pixel_stage", "language": "pixel_perception.training.language_stage"}
@@ -35,6 +35,8 @@ class TrainConfig:
     out: str
     start: str | None = None
     minutes: float = 60.0
+    steps: int | None = None
+    """Optimiser steps; without it the minutes are the budget."""
     batch: int = 6
     rate: float = 1e-3
     slow_rate: float = 3e-4
@@ -57,8 +59,12 @@ class Progress:
         self.file.write_text(json.dumps({"step": self.step, "images": self.images, "minutes": self.minutes}))
 
 
-def train(config: TrainConfig) -> None:
-    """Run (or continue) one stage. Writes weights.safetensors, optimiser.safetensors, progress.json and log.jsonl to `out`."""
+def train(config: TrainConfig, stage: nn.Module, collate, records: list[Record]) -> None:
+    """Run (or continue) one stage. Writes weights.safetensors, optimiser.safetensors, progress.json and log.jsonl to `out`.
+
+    `stage(batch)` gives weighted losses by name; `collate(records, rng, done)` a batch, `done` being the share of the
+    budget spent so far.
+    """
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
     if accelerator.device.type == "cpu":
@@ -66,9 +72,6 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = Vocabulary.of(Catalog.open(config.assets))
-    records = load(config.data)
-    stage, collate = importlib.import_module(STAGES[config.stage]).build(vocabulary, config.start)
     groups = parameter_groups(stage, config)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     progress = Progress(folder)
@@ -77,44 +80,50 @@ def train(config: TrainConfig) -> None:
     elif accelerator.is_main_process:
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=1))
     network, optimiser = accelerator.prepare(stage, optimiser)
-    # Every process draws its own scenes; a resumed run draws on from where it was.
-    rng = random.Random(f"{config.seed}/{accelerator.process_index}/{progress.step}")
     bar = tqdm(total=round(config.minutes, 1), initial=round(progress.minutes, 1), unit="min", disable=not accelerator.is_main_process,
                bar_format="{l_bar}{bar}| {n:.1f}/{total} min [{postfix}]")
     saved, started = progress.minutes, time.monotonic() - 60 * progress.minutes
     mean: dict[str, float] = {}
-    while True:
-        elapsed = torch.tensor((time.monotonic() - started) / 60, device=accelerator.device)
-        if accelerator.num_processes > 1:  # all processes must stop at the same step
-            torch.distributed.broadcast(elapsed, 0)
-        progress.minutes = elapsed.item()
-        done = progress.minutes / config.minutes
-        if done >= 1:
-            break
-        schedule(optimiser, progress.step, done, config)
-        batch = collate(rng.sample(records, config.batch), rng, done)
-        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        losses = network(batch)
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            accelerator.print(f"step {progress.step}: the loss is {total.item()}; stopped, the last saved state is kept in {folder}")
-            raise SystemExit(1)
-        optimiser.zero_grad()
-        accelerator.backward(total)
-        accelerator.clip_grad_norm_(network.parameters(), config.clip)
-        optimiser.step()
-        progress.step += 1
-        progress.images += config.batch * accelerator.num_processes
-        for name, value in losses.items():
-            mean[name] = 0.97 * mean.get(name, value.item()) + 0.03 * value.item()
-        bar.n = round(progress.minutes, 1)
-        bar.set_postfix_str(f"{progress.images} images  " + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()))
-        if accelerator.is_main_process and progress.step % 20 == 0:
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": progress.step, "images": progress.images, "minutes": round(progress.minutes, 2), **mean}) + "\n")
-        if accelerator.is_main_process and progress.minutes - saved > config.save_minutes:
-            saved = progress.minutes
+    try:
+        while True:
+            elapsed = torch.tensor((time.monotonic() - started) / 60, device=accelerator.device)
+            if accelerator.num_processes > 1:  # all processes must stop at the same step
+                torch.distributed.broadcast(elapsed, 0)
+            progress.minutes = elapsed.item()
+            done = progress.step / config.steps if config.steps else progress.minutes / config.minutes
+            if done >= 1:
+                break
+            schedule(optimiser, progress.step, done, config)
+            # Every process and step draws its own scenes, so that a resumed run goes on as if it had never stopped.
+            rng = random.Random(f"{config.seed}/{accelerator.process_index}/{progress.step}")
+            batch = collate(rng.sample(records, config.batch), rng, done)
+            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+            losses = network(batch)
+            total = sum(losses.values())
+            if not torch.isfinite(total):
+                accelerator.print(f"step {progress.step}: the loss is {total.item()}; stopped, the last saved state is kept in {folder}")
+                raise SystemExit(1)
+            optimiser.zero_grad()
+            accelerator.backward(total)
+            accelerator.clip_grad_norm_(network.parameters(), config.clip)
+            optimiser.step()
+            progress.step += 1
+            progress.images += config.batch * accelerator.num_processes
+            for name, value in losses.items():
+                mean[name] = 0.97 * mean.get(name, value.item()) + 0.03 * value.item()
+            bar.n = round(progress.minutes, 1)
+            bar.set_postfix_str(f"{progress.images} images  " + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()))
+            if accelerator.is_main_process and progress.step % 20 == 0:
+                with (folder / "log.jsonl").open("a") as log:
+                    row = {"step": progress.step, "images": progress.images, "minutes": round(progress.minutes, 2), **mean}
+                    log.write(json.dumps(row) + "\n")
+            if accelerator.is_main_process and progress.minutes - saved > config.save_minutes:
+                saved = progress.minutes
+                save(folder, stage, optimiser, progress)
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
             save(folder, stage, optimiser, progress)
+        raise
     if accelerator.is_main_process:
         save(folder, stage, optimiser, progress)
 
@@ -178,11 +187,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="where weights, progress and log go")
     parser.add_argument("--start", help="weights.safetensors of the stage before (language: required)")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget; the learning rate ends with it (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of a time budget")
     parser.add_argument("--batch", type=int, default=6, help="scenes per step and process (default %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--slow-rate", type=float, default=3e-4, help="for parts that start from good weights")
     parser.add_argument("--seed", type=int, default=0)
-    train(TrainConfig(**vars(parser.parse_args(argv))))
+    config = TrainConfig(**vars(parser.parse_args(argv)))
+    vocabulary = Vocabulary.of(Catalog.open(config.assets))
+    stage, collate = importlib.import_module(STAGES[config.stage]).build(vocabulary, config.start)
+    train(config, stage, collate, load(config.data))
     return 0
 
 

@@ -26,7 +26,7 @@ class PhraseEncoder:
         """n phrases -> (n, width) float32."""
         missing = sorted({p for p in phrases if p not in self.cache})
         if missing:
-            for phrase, row in zip(missing, self._encode(missing)):
+            for phrase, row in zip(missing, self._encode(missing), strict=True):
                 self.cache[phrase] = row
         return torch.stack([self.cache[p] for p in phrases]).float()
 
