@@ -102,11 +102,13 @@ def _through_cv_bridge(msg: Image, topic: str) -> np.ndarray:
     rows(msg, np.dtype(np.uint8), 1, topic)  # sizes first: cv_bridge answers a short buffer with a stack trace
     try:
         from cv_bridge import CvBridge
-    except ImportError:
-        expected = f"one of {', '.join(DIRECT)}, or cv_bridge installed to convert it"
-        raise _bad(topic, "encoding", expected, repr(msg.encoding)) from None
+
+        bridge = CvBridge()  # imports OpenCV
+    except ImportError as error:
+        expected = f"one of {', '.join(DIRECT)}, or cv_bridge with OpenCV installed to convert it"
+        raise _bad(topic, "encoding", expected, f"{msg.encoding!r} ({error})") from None
     try:
-        return np.ascontiguousarray(CvBridge().imgmsg_to_cv2(msg, "rgb8"))
+        return np.ascontiguousarray(bridge.imgmsg_to_cv2(msg, "rgb8"))
     except Exception as error:  # OpenCV's and cv_bridge's own exceptions share no base class
         raise _bad(topic, "encoding", "an encoding that cv_bridge turns into rgb8", f"{msg.encoding!r} ({error})") from None
 

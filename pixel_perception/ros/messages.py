@@ -73,8 +73,8 @@ def mask_to_msg(mask: pp.Mask) -> InstanceMask:
     """Run lengths inside the mask's crop."""
     msg = InstanceMask()
     msg.roi.x_offset, msg.roi.y_offset, msg.roi.width, msg.roi.height = (int(v) for v in mask.roi)
-    counts = msg.counts
-    counts.frombytes(np.ascontiguousarray(masks.run_lengths(mask.bits), dtype=f"u{counts.itemsize}").data)
+    counts = masks.run_lengths(mask.bits).astype(f"u{msg.counts.itemsize}", copy=False)
+    msg.counts.frombytes(counts.data.cast("B"))
     msg.area = mask.area
     return msg
 

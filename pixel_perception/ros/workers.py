@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -161,7 +162,7 @@ class Workers:
         if frame is None and not job.token.is_set():
             return None, min(IDLE, max(0.0, (job.token.deadline or float("inf")) - time.monotonic()))
         self._waiting, self._running = None, job
-        return lambda: self._goal(job, frame), 0.0
+        return partial(self._goal, job, frame), 0.0
 
     def _goal(self, job: Job, frame: Frame | None) -> None:
         try:
@@ -180,7 +181,7 @@ class Workers:
             return None, patience
         if standing is self._candidate and standing.job.token.is_set():
             self._candidate = None
-            return lambda: self._end(standing.job), 0.0
+            return partial(self._end, standing.job), 0.0
         for due, camera in standing.due(settings):
             if due > now:
                 patience = min(patience, due - now)
@@ -190,7 +191,7 @@ class Workers:
                 first = not standing.views[camera].grounded or standing.views[camera].failed
                 token = standing.job.token if first else Token()
                 self._looking_again = None if first else token
-                return lambda: self._ground(standing, camera, frame, token), 0.0
+                return partial(self._ground, standing, camera, frame, token), 0.0
         if standing.job.token.deadline is not None and standing is self._candidate:
             patience = min(patience, max(0.0, standing.job.token.deadline - now))
         return None, patience
@@ -246,7 +247,7 @@ class Workers:
             job.on_start()
             pixels = image_to_rgb(frame.msg, frame.topic)
             answer = replace(answer, pixels=pixels)
-            result = self._perception.ask(pixels, job.query, lambda partial: job.on_partial(partial, frame), token)
+            result = self._perception.ask(pixels, job.query, lambda part: job.on_partial(part, frame), token)
         except Exception as error:
             return replace(answer, error=self._understood(error))
         finally:

@@ -1,0 +1,1 @@
+"""What the service get_model_info answers."""
