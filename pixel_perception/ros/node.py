@@ -22,6 +22,7 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.msg import Query as QueryMsg
 from pixel_perception.perception import Perception
 from pixel_perception.ros import messages, model_info, parameters
+from pixel_perception.ros.answerer import Answerer
 from pixel_perception.ros.answers import Answer, Job, Token
 from pixel_perception.ros.diagnostics import Diagnostics
 from pixel_perception.ros.goals import PerceiveServer
@@ -109,8 +110,9 @@ class PerceptionNode(LifecycleNode):
         result = super().on_activate(state)
         for camera in self._cameras.values():
             camera.open()
-        self._workers = Workers(self._perception, self._cameras, self._changed, lambda: self.settings,
-                                self._outputs.publish, self.get_logger())  # fmt: skip
+        answerer = Answerer(self._perception, self.get_logger())
+        self._workers = Workers(answerer, self._cameras, self._changed, lambda: self.settings, self._outputs.publish,
+                                self.get_logger())  # fmt: skip
         self._workers.start()
         self._active_since, self._phase = time.monotonic(), "active"
         if self.settings.instruction:

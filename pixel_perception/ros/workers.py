@@ -1,7 +1,7 @@
 """The two threads that work: one asks the language model, one follows the standing query with pixels alone.
 
-Both share one Perception, whose sessions may run at the same time, and one condition that is notified when a frame, a
-job or a stop arrives. A goal goes before a standing query, and interrupts it when language merely looks again.
+Both share one model, whose sessions may run at the same time, and one condition that is notified when a frame, a job
+or a stop arrives. A goal goes before a standing query, and interrupts it when language merely looks again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.ros.answerer import LOG_EVERY, Answerer
 from pixel_perception.ros.answers import Answer, Frame, Job, Token
-from pixel_perception.ros.conversions import image_to_rgb
 from pixel_perception.ros.inputs import CameraInput
 from pixel_perception.ros.parameters import Settings
 from pixel_perception.ros.standing import StandingQuery, View
-from pixel_perception.types import Query, Result, Standing
 
-LOG_EVERY = 5.0
-"""Seconds between two logs of one unexpected error, which may come with every frame."""
 IDLE = 0.5
 """Longest wait in seconds before a worker looks around without having been notified."""
-
-
-class Perceives(Protocol):
-    """What the workers need of pixel_perception.Perception."""
-
-    def ask(self, frame: object, query: Query, on_partial: object = None, cancel: object = None) -> Result: ...
-    def follow(self, frame: object, standing: Standing) -> Result: ...
 
 
 Publish = Callable[[Answer], tuple[Answer, object]]
@@ -42,14 +31,15 @@ Publish = Callable[[Answer], tuple[Answer, object]]
 
 
 class Workers:
-    """Owns the Perception between activation and deactivation."""
+    """Schedules the work between activation and deactivation."""
 
-    def __init__(self, perception: Perceives, cameras: Mapping[str, CameraInput], changed: threading.Condition,
+    def __init__(self, answerer: Answerer, cameras: Mapping[str, CameraInput], changed: threading.Condition,
                  settings: Callable[[], Settings], publish: Publish, log: RcutilsLogger) -> None:
         self.busy = ""
         """Id of the query that language works on, for diagnostics."""
-        self._perception, self._cameras, self._changed = perception, cameras, changed
+        self._answerer, self._cameras, self._changed = answerer, cameras, changed
         self._settings, self._publish, self._log = settings, publish, log
+        self._outlet = threading.Lock()  # taken before `changed`: the standing query's answers go out in order
         self._stopped = False
         self._waiting: Job | None = None
         self._running: Job | None = None
@@ -201,30 +191,34 @@ class Workers:
         if view.grounded:
             job.accepted = 0.0  # language looks again: nobody has asked just now
         answer = replace(self._ask(job, frame, token), tracked=True, dropped=view.dropped)
-        with self._changed:
-            self._looking_again = None
-            if standing not in (self._candidate, self._standing):
-                return
-            if token.reason in ("preempted", "deactivated"):
-                return  # a goal came between; it is still due
-            view.grounded = time.monotonic()
-            view.failed = answer.error is not None and answer.error.code != "NOTHING_FOUND"
-            hopeless = view.failed and (standing.answers_once or answer.error.code == "INVALID_QUERY")
-            decided = standing is self._candidate and (hopeless or not view.failed)
-            if decided:
-                self._candidate = None
-            if not view.failed:
-                answer = replace(answer, result=view.ground(answer.result))
-                self._standing = standing
-                standing.job = replace(standing.job, token=Token())  # the deadline was for the first answer
-            stale = view.seen > frame.number
-            view.seen = max(view.seen, frame.number)
-            self._changed.notify_all()
-        if stale:
-            return  # pixels have answered a newer frame already: stamps must not run backwards
-        answer, message = self._publish(answer)
+        with self._outlet:
+            with self._changed:
+                self._looking_again = None
+                if standing not in (self._candidate, self._standing) or token.reason in ("preempted", "deactivated"):
+                    return  # nobody wants it any more, or a goal came between and it is still due
+                answer, decided = self._adopt(standing, view, answer)
+                stale = view.seen > frame.number
+                view.seen = max(view.seen, frame.number)
+                self._changed.notify_all()
+            if stale:
+                return  # pixels have answered a newer frame already: stamps must not run backwards
+            answer, message = self._publish(answer)
         if decided:
             job.on_done(answer, message)
+
+    def _adopt(self, standing: StandingQuery, view: View, answer: Answer) -> tuple[Answer, bool]:
+        """Let a view have what language found; True when that decided about a candidate."""
+        view.grounded = time.monotonic()
+        view.failed = answer.error is not None and answer.error.code != "NOTHING_FOUND"
+        hopeless = view.failed and (standing.answers_once or answer.error.code == "INVALID_QUERY")
+        decided = standing is self._candidate and (hopeless or not view.failed)
+        if decided:
+            self._candidate = None
+        if not view.failed:
+            answer = replace(answer, result=view.ground(answer.result))
+            self._standing = standing
+            standing.job = replace(standing.job, token=Token())  # the deadline was for the first answer
+        return answer, decided
 
     def _frame_for(self, job: Job) -> Frame | None:
         """A frame that may answer the job, or None when it must wait for one."""
@@ -239,25 +233,16 @@ class Workers:
         return frame if time.monotonic() - frame.arrived <= self._settings().max_image_age else None
 
     def _ask(self, job: Job, frame: Frame, token: Token) -> Answer:
-        started = time.monotonic()
         self.busy = job.query.id
-        answer = Answer(job.camera, job.query.id, frame, target_frame=job.target_frame,
-                        queued=started - max(frame.arrived, job.accepted))  # fmt: skip
         try:
-            job.on_start()
-            pixels = image_to_rgb(frame.msg, frame.topic)
-            answer = replace(answer, pixels=pixels)
-            result = self._perception.ask(pixels, job.query, lambda part: job.on_partial(part, frame), token)
-        except Exception as error:
-            return replace(answer, error=self._understood(error))
+            return self._answerer.ask(job, frame, token)
         finally:
             self.busy = ""
-        return judged(replace(answer, result=result, finish_reason=result.finish_reason), token)
 
     def _end(self, job: Job) -> None:
         """Answer a job that never met a frame."""
         error = job.token.error()
-        if error.code == "TIMEOUT":
+        if error.code == "TIMEOUT" and self._frame_for(job) is None:
             error = self._no_image(job)
         answer = Answer(job.camera, job.query.id, error=error, finish_reason=job.token.reason)
         job.on_done(*self._publish(answer))
@@ -273,14 +258,6 @@ class Workers:
                                                f"{time.monotonic() - newest[1].arrived:.1f} s ago"  # fmt: skip
         return PerceptionError("NO_IMAGE", f"camera: expected {expected}, found {found} "
                                            f"({camera.publishers} publishers).")  # fmt: skip
-
-    def _understood(self, error: Exception) -> PerceptionError:
-        if isinstance(error, PerceptionError):
-            return error
-        if isinstance(error, MemoryError):
-            return PerceptionError("OUT_OF_MEMORY", "expected enough memory for the query; use a smaller image or fewer boxes.")
-        self._log.error(f"Unexpected error while answering:\n{traceback.format_exc()}", throttle_duration_sec=LOG_EVERY)
-        return PerceptionError("INTERNAL", f"{type(error).__name__}: {error}")
 
     # Pixels: the newest frame of each camera, while a standing query has targets.
 
@@ -313,31 +290,14 @@ class Workers:
         return None, patience
 
     def _follow(self, standing: StandingQuery, view: View, frame: Frame, dropped: int) -> None:
-        started, before = time.monotonic(), view.standing
-        answer = Answer(frame.camera, standing.job.query.id, frame, queued=started - frame.arrived, language_ran=False,
-                        tracked=True, dropped=dropped, target_frame=standing.job.target_frame)  # fmt: skip
-        try:
-            pixels = image_to_rgb(frame.msg, frame.topic)
-            result = self._perception.follow(pixels, before)
-            answer = judged(replace(answer, pixels=pixels, result=result, finish_reason=result.finish_reason), Token())
-        except Exception as error:
-            answer = replace(answer, error=self._understood(error))
-        with self._changed:
-            if standing is not self._standing:
-                return  # another query stands by now: its answers must not mix with these
-            if answer.result is not None and not view.follow(before, answer.result, self._settings()):
-                return  # language has looked again on a newer understanding of the scene; the next frame shows it
-            if view.lost:
-                self._changed.notify_all()
-        self._publish(answer)
-
-
-def judged(answer: Answer, token: Token) -> Answer:
-    """The answer with the error that its result stands for: stopped, or none of the named targets is there."""
-    result = answer.result
-    if result.finish_reason == "cancelled":
-        return replace(answer, error=token.error() if token.is_set() else None, finish_reason=token.reason or "cancelled")
-    if result.targets and not result.instances and not any(target.present for target in result.targets):
-        labels = ", ".join(repr(target.label) for target in result.targets)
-        return replace(answer, error=PerceptionError("NOTHING_FOUND", f"query: nothing in the image for {labels}."))
-    return answer
+        before = view.standing
+        answer = replace(self._answerer.follow(standing.job, frame, before), dropped=dropped)
+        with self._outlet:
+            with self._changed:
+                if standing is not self._standing:
+                    return  # another query stands by now: its answers must not mix with these
+                if answer.result is not None and not view.follow(before, answer.result, self._settings()):
+                    return  # language has looked again meanwhile; the next frame shows what it found
+                if view.lost:
+                    self._changed.notify_all()
+            self._publish(answer)
