@@ -43,12 +43,12 @@ class Query:
     task: Task = Task.AUTO
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
-    """Each stands for the proposal it lies in."""
+    """Each stands for the smallest proposal that it lies in, or where there is none for a small square around it."""
     id: str = ""
     score_threshold: float | None = None
     """Least presence score of a target that is there; None takes the bundle's threshold."""
     max_instances: int = 0
-    """Most instances in the result, those with the best masks; 0 for no limit."""
+    """Most instances in the result, 0 for no limit: earlier targets first, of one target those with the best masks."""
     max_new_tokens: int = 96
 
     def checked(self, width: int, height: int) -> Query:

@@ -1,0 +1,280 @@
+"""The one entry point: open a bundle, ask about a frame, follow what was asked in the frames that come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pixel_perception.bundle import Bundle
+from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.instances import find, region_at
+from pixel_perception.runtime.language import Answer, Cancel, Group, Language
+from pixel_perception.runtime.session import Backend, Past
+from pixel_perception.runtime.text import words
+from pixel_perception.runtime.vision import Encoded, Vision
+from pixel_perception.tracking import assign
+from pixel_perception.types import (
+    Box,
+    Instance,
+    Partial,
+    Query,
+    Region,
+    Result,
+    Standing,
+    Target,
+    Task,
+    Timings,
+    WordLocation,
+    check_frame,
+)
+
+__all__ = ["Encoded", "ModelInfo", "Perception"]
+
+BETWEEN = ", "
+"""Between the captions of several regions in a result's text."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded, and where it runs."""
+
+    name: str
+    version: str
+    licence: str
+    digest: str
+    folder: str
+    tasks: tuple[str, ...]
+    backend: str
+    threads: int
+    precision: str
+    """Of the language model; vision is fp32."""
+    memory: int
+    """Bytes of weights held."""
+
+
+class Perception:
+    """A model that is ready to be asked. Its methods may be called from several threads at once; the same query about the same
+    frame always has the same answer."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Load every graph of a verified bundle. Raises PerceptionError INVALID_BUNDLE."""
+        self._manifest, self._digest = bundle.manifest, bundle.digest
+        self._vision = Vision(bundle, backend)
+        self._language = Language(bundle, backend)
+        sizes = sum(bundle.graph(name).stat().st_size for name in bundle.manifest.graphs)
+        sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
+        self.info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
+                              bundle.manifest.tasks, backend.name, backend.threads, bundle.manifest.graphs["language_model"].precision,
+                              sizes)  # fmt: skip
+
+    @staticmethod
+    def open(bundle: str | Path | None = None, backend: str = "auto", threads: int | None = None) -> Perception:
+        """Verify and load a bundle's folder; None takes the assembled compact bundle in the user's cache.
+
+        `threads` per graph; None takes all cores. Raises PerceptionError INVALID_BUNDLE naming the file, INVALID_QUERY for a
+        backend that is not there.
+        """
+        if backend not in ("auto", "onnxruntime"):
+            raise PerceptionError("INVALID_QUERY", f"backend: expected auto or onnxruntime, found {backend!r}.")
+        if threads is not None and threads < 1:
+            raise PerceptionError("INVALID_QUERY", f"threads: expected 1 or more, found {threads}.")
+        from pixel_perception.runtime.onnxruntime import OnnxRuntime  # `--help` and wrong arguments need not wait for it
+
+        return Perception(Bundle.open(bundle), OnnxRuntime(threads))
+
+    def encode(self, frame: np.ndarray) -> Encoded:
+        """Features of a frame (H, W, 3) uint8 RGB, to be asked and followed any number of times; what language and proposals
+        need is added when it is first needed. Raises PerceptionError INVALID_IMAGE."""
+        return self._vision.encode(check_frame(frame))
+
+    def ask(self, frame: np.ndarray | Encoded, query: Query, on_partial: Callable[[Partial], None] | None = None,
+            cancel: Cancel | None = None) -> Result:
+        """Answer a query about a frame.
+
+        `on_partial` is called in this thread with every piece of text, every region and every instance as soon as it is known;
+        `cancel` is looked at before every token and ends the answer with what there is. Raises PerceptionError INVALID_QUERY,
+        INVALID_IMAGE or OUT_OF_MEMORY.
+        """
+        started = time.perf_counter()
+        fresh = not isinstance(frame, Encoded)
+        if fresh:
+            check_frame(frame)
+        width, height = frame.image_size if not fresh else (frame.shape[1], frame.shape[0])
+        query = query.checked(width, height)
+        encoded = self._vision.encode(frame) if fresh else frame
+        run = _Run(self, encoded, query, on_partial or (lambda partial: None), cancel, started)
+        run.timings["encode"] = encoded.seconds if fresh else 0.0
+        return run.result()
+
+    def follow(self, frame: np.ndarray | Encoded, standing: Standing) -> Result:
+        """Find the targets of a standing instruction in another frame, without language.
+
+        The result's `standing` remembers where they are now: hand it to the next call and track ids stay with their objects.
+        Raises PerceptionError INVALID_IMAGE, or INVALID_QUERY for a standing instruction of another bundle.
+        """
+        started = time.perf_counter()
+        if standing.digest != self._digest:
+            raise PerceptionError("INVALID_QUERY", f"standing: expected an instruction understood by bundle {self._digest[:12]}, "
+                                                   f"found one of {standing.digest[:12] or 'none'}.")
+        encoded = frame if isinstance(frame, Encoded) else self.encode(frame)
+        pixels = time.perf_counter()
+        logits, presence = self._vision.decode(encoded, standing.queries)
+        targets, instances = [], []
+        for i, target in enumerate(standing.targets):
+            room = standing.max_instances - len(instances) if standing.max_instances else None
+            target, found = find(self._vision, encoded, target, i, logits[i], float(presence[i]), standing.threshold,
+                                 self._manifest.thresholds.mask, room)  # fmt: skip
+            targets.append(target)
+            instances += found
+        named, tracks, free = assign(instances, standing.tracks, standing.next_id)
+        now = time.perf_counter()
+        timings = Timings(encode=0.0 if encoded is frame else encoded.seconds, pixels=now - pixels,
+                          first_mask=now - started if named else 0.0, total=now - started)  # fmt: skip
+        following = replace(standing, targets=tuple(targets), tracks=tracks, next_id=free)
+        return Result(standing.query_id, encoded.image_size, standing.text, tuple(targets), named, (), (), following, "followed",
+                      timings, self.info.name, self._digest)  # fmt: skip
+
+    def prefix(self, encoded: Encoded) -> Past:
+        """The frame as the language model has read it: made once per frame, shared by its questions."""
+
+        def make() -> Past:
+            objects = self._vision.objects(encoded)
+            hidden = objects.whole.shape[-1]
+            return self._language.prefix(np.concatenate((objects.whole, objects.tokens.reshape(-1, hidden))))
+
+        return encoded.once("prefix", make)
+
+
+class _Run:
+    """One query on its way."""
+
+    def __init__(self, perception: Perception, encoded: Encoded, query: Query, on_partial: Callable[[Partial], None],
+                 cancel: Cancel | None, started: float) -> None:
+        self.vision, self.language, self.perception = perception._vision, perception._language, perception
+        self.thresholds, self.templates = perception._manifest.thresholds, perception._manifest.templates
+        self.encoded, self.query, self.on_partial, self.cancel, self.started = encoded, query, on_partial, cancel, started
+        self.least = self.thresholds.presence if query.score_threshold is None else query.score_threshold
+        self.timings = {"prefix": 0.0, "language": 0.0, "pixels": 0.0, "first_mask": 0.0}
+        self.targets: list[Target] = []
+        self.instances: list[Instance] = []
+        self.queries: list[np.ndarray] = []
+        self.text, self.reason = "", "stop"
+        self.words: list[WordLocation] = []
+        self.regions: list[Region] = []
+
+    def result(self) -> Result:
+        """Do what the query asks."""
+        if self._cancelled():
+            self.reason = "cancelled"
+        elif self.query.task in (Task.CAPTION_REGION, Task.CAPTION_DENSE):
+            self._caption()
+        else:
+            self._answer(self.templates.narrate if self.query.task is Task.NARRATE else self.query.text)
+        timings = Timings(**self.timings, total=time.perf_counter() - self.started)
+        info = self.perception.info
+        return Result(self.query.id, self.encoded.image_size, self.text, tuple(self.targets), tuple(self.instances), tuple(self.words),
+                      tuple(self.regions), self._standing(), self.reason, timings, info.name, info.digest)  # fmt: skip
+
+    def _answer(self, question: str) -> None:
+        prefix = self._prefix()
+        answer, spent = Answer(), time.perf_counter()
+        pixels = 0.0
+        for event in self.language.answer(prefix, question, None, self.query.max_new_tokens, answer, self.cancel):
+            if isinstance(event, Group):
+                begun = time.perf_counter()
+                self._target(event)
+                pixels += time.perf_counter() - begun
+            elif event:
+                self.on_partial(Partial("text", event))
+        self.timings["language"] = time.perf_counter() - spent - pixels
+        self.timings["pixels"] = pixels
+        self.text, self.reason = answer.stream.text, answer.finish_reason
+        self._place(answer, 0)
+
+    def _target(self, group: Group) -> None:
+        queries = self.vision.fuse(group.states[None])
+        logits, presence = self.vision.decode(self.encoded, queries)
+        target = Target(group.label, group.quantity, 0.0, False, group.span)
+        limit = self.query.max_instances
+        target, found = find(self.vision, self.encoded, target, len(self.targets), logits[0], float(presence[0]), self.least,
+                             self.thresholds.mask, limit - len(self.instances) if limit else None)  # fmt: skip
+        self.targets.append(target)
+        self.queries.append(queries)
+        for instance in found:
+            # The first frame gives ids in order; `tracking.assign` would give the same ones without anything to compare with.
+            instance = replace(instance, track_id=len(self.instances) + 1)
+            self.instances.append(instance)
+            self.timings["first_mask"] = self.timings["first_mask"] or time.perf_counter() - self.started
+            self.on_partial(Partial("instance", instance=instance))
+
+    def _caption(self) -> None:
+        boxes, scores = self._boxes()
+        if not boxes:
+            return
+        prefix, question = self._prefix(), self.templates.caption_region
+        spent = time.perf_counter()
+        tokens, _ = self.vision.regions(self.encoded, self.encoded.letterbox.to_network(np.array(boxes)))
+        most = self.query.max_new_tokens
+        if len(boxes) == 1:
+            answers = [Answer()]
+            for event in self.language.answer(prefix, question, tokens[0], most, answers[0], self.cancel, probabilities=True):
+                if isinstance(event, str) and event:
+                    self.on_partial(Partial("text", event))
+        else:
+            answers = self.language.captions(prefix, question, tokens, most, self.cancel)
+        for i, (box, score, answer) in enumerate(zip(boxes, scores, answers, strict=True)):
+            caption = answer.stream.text
+            if len(boxes) > 1:
+                self.on_partial(Partial("text", (BETWEEN if i else "") + caption))
+            begin = len(self.text.encode()) + (len(BETWEEN) if i else 0)
+            self.text += (BETWEEN if i else "") + caption
+            self.regions.append(Region(box, caption, score * answer.confidence))
+            self.on_partial(Partial("region", region=self.regions[-1]))
+            self._place(answer, begin)
+        # The gravest reason speaks for all.
+        self.reason = max((a.finish_reason for a in answers), key=("stop", "length", "context", "cancelled").index)
+        self.timings["language"] = time.perf_counter() - spent
+
+    def _boxes(self) -> tuple[list[Box], list[float]]:
+        """Boxes to caption in source pixels, and the score of what proposed them (1 for those that were given)."""
+        letterbox = self.encoded.letterbox
+        if self.query.task is Task.CAPTION_DENSE:
+            objects = self.vision.objects(self.encoded)
+            # A proposal may lie in the padding, which has no place in the source image.
+            boxes = letterbox.to_source(objects.boxes)
+            kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+            return [tuple(map(float, boxes[i])) for i in kept], [float(objects.scores[i]) for i in kept]
+        boxes = list(self.query.boxes)
+        if self.query.points:
+            proposed = letterbox.to_source(self.vision.objects(self.encoded).boxes)
+            boxes += [region_at(proposed, point, self.encoded.image_size) for point in self.query.points]
+        return boxes, [1.0] * len(boxes)
+
+    def _place(self, answer: Answer, begin: int) -> None:
+        """Put the words of an answer, which starts at byte `begin` of the text, into the image."""
+        if not answer.states:
+            return
+        points = self.encoded.letterbox.to_source(self.vision.places(np.stack(answer.states)))
+        for first, last, tokens in words(answer.stream.text, answer.tokens):
+            box = points[tokens].mean(0)
+            self.words.append(WordLocation(begin + first, begin + last, tuple(map(float, box))))
+
+    def _prefix(self) -> Past:
+        begun = time.perf_counter()
+        prefix = self.perception.prefix(self.encoded)
+        self.timings["prefix"] = time.perf_counter() - begun
+        return prefix
+
+    def _standing(self) -> Standing | None:
+        if not self.queries:
+            return None
+        _, tracks, free = assign(self.instances, (), 1)
+        return Standing(self.query.id, self.text, tuple(self.targets), np.concatenate(self.queries), self.least,
+                        self.query.max_instances, tracks, free, self.perception.info.digest)  # fmt: skip
+
+    def _cancelled(self) -> bool:
+        return self.cancel is not None and self.cancel.is_set()

@@ -1,0 +1,59 @@
+"""From the decoder's logits to instances in source pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pixel_perception import masks
+from pixel_perception.boxes import box_of_mask
+from pixel_perception.geometry import STRIDE
+from pixel_perception.runtime.vision import Encoded, Vision
+from pixel_perception.types import Instance, Target
+
+
+def find(vision: Vision, encoded: Encoded, target: Target, index: int, logits: np.ndarray, presence: float, least: float,
+         threshold: float, room: int | None) -> tuple[Target, list[Instance]]:
+    """What is there of one target, given its mask logits (72, 96) and presence.
+
+    A target is absent below presence `least`, or where no logit is above `threshold`. One: the mask's main part. All: the
+    union split by the proposals' own masks, from left to right. `room` limits the instances (None: no limit): the best masks
+    stay. Track ids are left 0.
+    """
+    parts: list[np.ndarray] = []
+    if presence >= least:
+        parts = [logits]
+        if target.quantity == "all":
+            valid = encoded.letterbox.valid
+            parts = masks.split_union(logits, vision.object_masks(encoded), vision.objects(encoded).scores,
+                                      valid[0] * valid[1] // STRIDE**2, threshold)  # fmt: skip
+    found = []
+    for part in parts:
+        mask = masks.from_logits(part, encoded.letterbox, threshold)
+        if mask is None:
+            continue
+        mask = masks.main_part(mask)
+        found.append(Instance(target.label, presence, box_of_mask(mask), mask, masks.confidence(part, threshold), target.span, index, 0))
+    target = replace(target, score=presence, present=bool(found))
+    if room is not None:
+        found = sorted(found, key=lambda i: -i.mask_score)[:room]
+    return target, sorted(found, key=_centre)
+
+
+def _centre(instance: Instance) -> float:
+    return instance.box[0] + instance.box[2]
+
+
+def region_at(boxes: np.ndarray, point: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The smallest of boxes (P, 4) that holds a point, or where none does a square around it, an eighth of the image's shorter
+    side, clipped to the image; all in source pixels."""
+    x, y = point
+    holding = boxes[(boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])]
+    if len(holding):
+        best = holding[np.argmin((holding[:, 2] - holding[:, 0]) * (holding[:, 3] - holding[:, 1]))]
+        return tuple(float(v) for v in best)
+    half = max(min(size) / 16, 0.5)
+    x, y = min(max(x, half), size[0] - half), min(max(y, half), size[1] - half)
+    return x - half, y - half, x + half, y + half

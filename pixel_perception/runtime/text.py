@@ -1,0 +1,120 @@
+"""Text and token ids: the question's tokens, the answer's bytes as they come, labels of targets and words with their places."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pixel_perception.bundle import Bundle
+from pixel_perception.errors import PerceptionError
+
+_AROUND = re.compile(r"^[\s,;.]*(?:and\b[\s,;.]*)?|[\s,;.]+$")
+
+
+class Vocabulary:
+    """The bundle's tokenizer and embedding table."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Raises PerceptionError INVALID_BUNDLE naming the file that is not as expected."""
+        path = bundle.file("tokenizer.json")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a tokenizer of the tokenizers library, found: {error}") from error
+        # What looks like a control token in a user's text is just text.
+        self._tokenizer.encode_special_tokens = True
+        self._special = set(self._tokenizer.get_added_tokens_decoder())
+        tensors = _tensors(bundle.file("language.safetensors"))
+        self.embeddings = tensors["embeddings"]
+        """(vocabulary, hidden) float16 on disk, added rows last; rows are read as they are needed."""
+        self.codebook_output = np.array(tensors["codebook_output"], np.float32)
+        """(2, hidden): output columns of the first codebook token and of ALL."""
+
+    def question(self, text: str) -> list[int]:
+        """Ids of a question as in training: lower case, spaces joined, without closing marks, after one space."""
+        text = " ".join(text.lower().split()).rstrip(".!? ")
+        return self._tokenizer.encode(" " + text, add_special_tokens=False).ids
+
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """(n, hidden) float32."""
+        return self.embeddings[np.asarray(ids, np.int64)].astype(np.float32)
+
+    def spelling(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for; none for control tokens."""
+        name = None if token in self._special else self._tokenizer.id_to_token(token)
+        return b"" if name is None else bytes(_BYTES[c] for c in name if c in _BYTES)
+
+
+def _byte_values() -> dict[str, int]:
+    """Character of byte-level BPE: byte (Radford et al. 2019, encoder.py): printable bytes stand for themselves, the others, in
+    order, for the characters from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_values()
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file as read-only memory maps: the table is large and a question needs a few rows of it."""
+    kinds = {"F16": np.float16, "F32": np.float32}
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        found = {name: np.memmap(path, kinds[entry["dtype"]], "r", 8 + size + entry["data_offsets"][0], tuple(entry["shape"]))
+                 for name, entry in header.items() if name != "__metadata__"}  # fmt: skip
+        return {name: found[name] for name in ("embeddings", "codebook_output")}
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected safetensors with embeddings (F16) and codebook_output (F32), "
+                                                f"found: {error!r}") from error
+
+
+class Stream:
+    """Text that grows token by token. Bytes of an unfinished character wait for the rest of it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._label_begin = 0
+
+    def add(self, piece: bytes) -> str:
+        """What `piece` adds to the text: the answer starts without a space."""
+        new = self._decoder.decode(piece)
+        if not self.text:
+            new = new.lstrip()
+        self.text += new
+        return new
+
+    def __len__(self) -> int:
+        """UTF-8 bytes so far."""
+        return len(self.text.encode())
+
+    def label(self) -> tuple[str, tuple[int, int]]:
+        """The words since the last label without commas, spaces and "and" around them, and their [begin, end) in bytes."""
+        raw = self.text[self._label_begin :]
+        label = _AROUND.sub("", raw)
+        begin = self._label_begin + raw.find(label)
+        self._label_begin = len(self.text)
+        return label, (len(self.text[:begin].encode()), len(self.text[: begin + len(label)].encode()))
+
+
+def words(text: str, tokens: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """Words of a text made by tokens with [begin, end) bytes each: (begin, end, indices of the tokens that overlap it).
+
+    Words are runs of letters, digits, hyphens and apostrophes; one that no token made is left out.
+    """
+    out = []
+    for match in re.finditer(r"\w[\w'-]*", text):
+        begin, end = len(text[: match.start()].encode()), len(text[: match.end()].encode())
+        inside = [i for i, (b, e) in enumerate(tokens) if b < end and e > begin]
+        if inside:
+            out.append((begin, end, inside))
+    return out
