@@ -60,13 +60,13 @@ def render(catalog: Catalog, folder: str | Path, seeds: range, views: int, size:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
-    for block in range(seeds.start, seeds.stop, SEEDS_PER_SET):
+    for block in range(seeds.start - seeds.start % SEEDS_PER_SET, seeds.stop, SEEDS_PER_SET):
         index = folder / f"views-{block:06d}.jsonl"
         if index.exists():
             total += len(index.read_text().splitlines())
             continue
         table, lines = Tabletop(catalog, block, size), []
-        for seed in range(block, min(block + SEEDS_PER_SET, seeds.stop)):
+        for seed in range(max(block, seeds.start), min(block + SEEDS_PER_SET, seeds.stop)):
             table.settle(seed)
             for k in range(views):
                 view = table.view(table.camera(), depth=False)

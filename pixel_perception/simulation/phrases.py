@@ -171,7 +171,7 @@ def affordances(objects: tuple[SceneObject, ...]) -> list[Phrase]:
 
 
 def absent(objects: tuple[SceneObject, ...], vocabulary: Vocabulary, rng: random.Random, quantity: str = "one") -> Phrase:
-    """A phrase that means nothing in the scene: a missing noun, a wrong colour of a noun, a noun of a colour that is there."""
+    """A phrase that means nothing in the scene: a missing noun (plain, placed or ranked), a wrong colour, a colour without its noun."""
     missing = [n for n in vocabulary.nouns if not any(means(n, o) or any(n.endswith(" " + w) for w in o.words) for o in objects)]
     noun, kind = rng.choice(missing), rng.random()
     things = [o for o in objects if o.color != o.noun]
@@ -186,4 +186,8 @@ def absent(objects: tuple[SceneObject, ...], vocabulary: Vocabulary, rng: random
     elif kind < 0.6 and things:
         color = rng.choice(things).color
         text = f"{color} {noun}" if color != "colorful" else noun
+    elif kind < 0.72 and objects:
+        # A relation or rank does not make a missing thing appear.
+        other = rng.choice(objects).noun
+        text = rng.choice((f"{noun} left of the {other}", f"{noun} right of the {other}", f"leftmost {noun}", f"rightmost {noun}"))
     return Phrase(text, "absent", quantity, ())

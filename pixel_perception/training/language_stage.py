@@ -82,10 +82,7 @@ class LanguageStage(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """batch of `collate` -> weighted losses by name."""
         model = self.model
-        features = model.image_encoder(batch["images"])
-        visual, _, align = model.prompt_features(features, batch["boxes"])
-        prefix, used = visual_prefix(model, features, batch["valid"])
-        states = sequence(model, prefix, used, batch, visual[batch["region_image"], batch["region_slot"]])
+        features, align, states = self._read(batch)
         known = batch["labels"] != IGNORE
         losses = {"text": text_cross_entropy(model.language.logits(states[known]), batch["labels"][known])}
         losses |= self._targets(features, states, batch)
@@ -98,11 +95,27 @@ class LanguageStage(nn.Module):
         losses["places"] = 4 * (places - batch["word_box"]).abs().mean() if len(places) else places.sum()
         return losses
 
+    def presence(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Presence logits (n,) of all targets of a batch and whether each is there (n,)."""
+        features, _, states = self._read(batch)
+        decoded = self.model.pixel_decoder(features, self._queries(states, batch["group_at"]))
+        return decoded.presence[batch["judged"]], batch["there"][batch["judged"]]
+
+    def _read(self, batch: dict[str, Tensor]):
+        """Features of the images, word directions of the regions, and hidden states of the rounds' tokens."""
+        features = self.model.image_encoder(batch["images"])
+        visual, _, align = self.model.prompt_features(features, batch["boxes"])
+        prefix, used = visual_prefix(self.model, features, batch["valid"])
+        region = visual[batch["region_image"], batch["region_slot"]]
+        return features, align, sequence(self.model, prefix, used, batch, region)
+
+    def _queries(self, states: Tensor, first: Tensor) -> Tensor:
+        at = first[..., None] + torch.arange(self.model.config.codebook.size, device=states.device)
+        return self.model.token_fusion(states[torch.arange(len(states), device=states.device)[:, None, None], at])
+
     def _targets(self, features, states: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.model
-        at = batch["group_at"][..., None] + torch.arange(model.config.codebook.size, device=states.device)
-        groups = states[torch.arange(len(states), device=states.device)[:, None, None], at]
-        queries = model.token_fusion(groups)
+        queries = self._queries(states, batch["group_at"])
         decoded = model.pixel_decoder(features, queries)
         there = batch["there"]
         weights = torch.ones_like(batch["masks"])
