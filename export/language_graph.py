@@ -86,7 +86,10 @@ def merge_lora(
                 f"{stem}: A and B have shapes {shapes}; expected (rank, inputs) and (outputs, rank) "
                 f"that fit {name} {weights[name].shape if name in weights else 'of this model'}",
             )
-        merged[name] = weights[name] + np.float32(scale) * (up.astype(np.float32) @ down.astype(np.float32))
+        # In double precision, so that every machine rounds to the same weights.
+        merged[name] = (weights[name] + scale * (up.astype(np.float64) @ down.astype(np.float64))).astype(
+            np.float32
+        )
     return merged
 
 

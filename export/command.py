@@ -1,0 +1,133 @@
+"""`pixel-perception export`: a training run becomes the parts of a bundle, once it has proved itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pixel_perception.bundle import MANIFEST, Manifest, Thresholds, file_digest, write_manifest
+from pixel_perception.errors import PerceptionError
+from pixel_perception.export.bundle import assemble, load_trained, replacing, write_parts
+
+DEFAULT_PROMPTS = 64
+
+
+def load_run(path: Path):
+    """The `PerceptionModel` with its language model of a training run: a folder with weights.safetensors of the language
+    stage, that file itself, or a folder of parts. Computes in fp32. Raises PerceptionError INVALID_BUNDLE."""
+    from safetensors.torch import load_file
+
+    from pixel_perception.models.config import CompactConfig
+    from pixel_perception.models.language import Language
+    from pixel_perception.models.perception_model import PerceptionModel
+    from pixel_perception.training.base import load_language_model
+
+    file = path / "weights.safetensors" if path.is_dir() else path
+    parts = path.is_dir() and (path / MANIFEST).is_file()
+    if not parts and not file.is_file():
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{file}: expected the weights of a training run, found no such file."
+        )
+    model = PerceptionModel(CompactConfig())
+    model.language = Language(load_language_model()[0].float(), model.config)
+    if parts:
+        load_trained(model, path)
+        return model.eval()
+    state = {
+        name.removeprefix("model."): t.float()
+        for name, t in load_file(file).items()
+        if name.startswith("model.")
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not name.startswith("language.base.") or "lora_" in name]
+    if missing or unexpected:
+        wrong = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not part of it"
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{file}: expected weights of the language stage of the compact model; {wrong}."
+        )
+    return model.eval()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `pixel-perception export`."""
+    parser = argparse.ArgumentParser(
+        prog="pixel-perception export",
+        description="Export a training run of the compact model. The parts are written only if the bundle assembled from them "
+        "agrees with torch on real images (see `pixel-perception parity`).",
+    )
+    parser.add_argument(
+        "run", type=Path, help="folder (or weights.safetensors) of a language-stage run, or a folder of parts"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the parts, for example weights/compact"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder with *.jpg or *.png to compare on")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=DEFAULT_PROMPTS,
+        help="images and questions compared (default %(default)s)",
+    )
+    parser.add_argument(
+        "--version", default="1", help="version written into the manifest (default %(default)s)"
+    )
+    parser.add_argument(
+        "--provenance", type=Path, help="JSON file about run, data and metrics, copied into the manifest"
+    )
+    for name, value in Thresholds().__dict__.items():
+        parser.add_argument(
+            f"--{name}-threshold",
+            type=float,
+            default=value,
+            help=f"{name} threshold of the bundle (default %(default)s)",
+        )
+    parser.add_argument(
+        "--accept-drift",
+        metavar="REASON",
+        help="write the parts even if they disagree; the manifest says why",
+    )
+    arguments = parser.parse_args(argv)
+    provenance = _provenance(arguments.provenance)
+    from pixel_perception.export.parity import compare, judge, read_samples
+
+    samples = read_samples(arguments.images, arguments.prompts)
+    model = load_run(arguments.run)
+    thresholds = Thresholds(*(getattr(arguments, f"{name}_threshold") for name in Thresholds().__dict__))
+    print("exporting graphs ...", flush=True)
+    with replacing(arguments.out) as work, tempfile.TemporaryDirectory() as scratch:
+        parts = write_parts(
+            model, Path(scratch) / "parts", provenance, version=arguments.version, thresholds=thresholds
+        )
+        bundle = assemble(parts, Path(scratch) / "bundle")
+        figures = compare(model, bundle, samples)
+        print(json.dumps(figures))
+        drift = judge(figures)
+        if drift and not arguments.accept_drift:
+            raise PerceptionError("INVALID_BUNDLE", f"{arguments.out}: not written: {drift}")
+        if drift:
+            figures |= {"accepted_drift": {"figures": drift, "reason": arguments.accept_drift}}
+        manifest = Manifest.from_json((parts / MANIFEST).read_text(), str(parts / MANIFEST))
+        for path in parts.iterdir():
+            (work / path.name).write_bytes(path.read_bytes())
+        write_manifest(work, replace(manifest, parity=figures))
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {file_digest(arguments.out / MANIFEST)[:12]}")
+    return 0
+
+
+def _provenance(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a JSON object ({error}).") from error
+    if not isinstance(values, dict):
+        raise PerceptionError(
+            "INVALID_BUNDLE", f"{path}: expected a JSON object, found {type(values).__name__}."
+        )
+    return values

@@ -1,0 +1,158 @@
+"""Everything of the compact model but its language model, as ONNX graphs.
+
+The wrappers here give the networks of `pixel_perception.models` the flat inputs and outputs of a bundle. Batch, targets,
+regions and words are dynamic. Graphs are simplified by the exporter (onnxscript), renamed, checked, and compared
+with torch by `pixel_perception.export.parity`.
+"""
+
+from __future__ import annotations
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from pixel_perception.export.language_graph import IR_VERSION, OPSET
+from pixel_perception.models.image_encoder import Features
+from pixel_perception.models.perception_model import PerceptionModel
+
+
+class _ImageEncoder(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.encoder = model.image_encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self.encoder(image))
+
+
+class _Proposals(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.proposals = model.proposals
+
+    def forward(self, features_16: Tensor, features_8: Tensor) -> tuple[Tensor, Tensor]:
+        return self.proposals(features_8)
+
+
+class _PromptFeatures(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.extractor = model.prompt_features
+
+    def forward(self, features_16: Tensor, features_8: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, queries, _ = self.extractor(Features(features_16, features_8, features_8), boxes[None])
+        return tokens[0], queries[0]
+
+
+class _TokenFusion(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.fusion = model.token_fusion
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fusion(hidden_states)
+
+
+class _PixelDecoder(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.decoder = model.pixel_decoder
+
+    def forward(
+        self, features_16: Tensor, features_8: Tensor, mask_features: Tensor, queries: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        decoded = self.decoder(Features(features_16, features_8, mask_features), queries)
+        return decoded.mask, decoded.presence
+
+
+class _LocationHead(nn.Module):
+    def __init__(self, model: PerceptionModel):
+        super().__init__()
+        self.head = model.location_head
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.head(hidden_states)
+
+
+def wrappers(
+    model: PerceptionModel,
+) -> dict[str, tuple[nn.Module, dict[str, Tensor], dict[str, dict[int, str]], tuple[str, ...]]]:
+    """Graph name -> (module, example inputs by name, dynamic axes by input, output names)."""
+    config = model.config
+    image, hidden, dim = config.image, config.language.hidden, config.image.dim
+    h, w = image.height, image.width
+    f16, f8 = torch.randn(2, dim, h // 16, w // 16), torch.randn(2, dim, h // 8, w // 8)
+    mask = torch.randn(2, image.mask_channels, h // 4, w // 4)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8]])
+    batch, alone = {0: "batch"}, {}
+    pyramid = {"features_16": f16, "features_8": f8}
+    return {
+        "image_encoder": (
+            _ImageEncoder(model), {"image": torch.randint(0, 256, (2, h, w, 3), dtype=torch.uint8)}, {"image": batch},
+            ("features_16", "features_8", "mask_features"),
+        ),
+        "proposals": (_Proposals(model), pyramid, {"features_16": batch, "features_8": batch}, ("boxes", "scores")),
+        "prompt_feature_extractor": (
+            _PromptFeatures(model), {"features_16": f16[:1], "features_8": f8[:1], "boxes": boxes},
+            {"features_16": alone, "features_8": alone, "boxes": {0: "regions"}}, ("visual_tokens", "object_queries"),
+        ),
+        "token_fusion": (
+            _TokenFusion(model), {"hidden_states": torch.randn(3, config.codebook.size, hidden)}, {"hidden_states": {0: "targets"}},
+            ("queries",),
+        ),
+        "pixel_decoder": (
+            _PixelDecoder(model),
+            pyramid | {"mask_features": mask, "queries": torch.randn(2, 3, config.codebook.levels, dim)},
+            {"features_16": batch, "features_8": batch, "mask_features": batch, "queries": {0: "batch", 1: "targets"}},
+            ("mask_logits", "presence"),
+        ),
+        "location_head": (_LocationHead(model), {"hidden_states": torch.randn(3, hidden)}, {"hidden_states": {0: "words"}}, ("points",)),
+    }  # fmt: skip
+
+
+def export_vision(model: PerceptionModel) -> dict[str, onnx.ModelProto]:
+    """Graphs by name, fp32. `model` is left as it is; its `language` is not needed."""
+    training = model.training
+    model.eval()
+    try:
+        return {name: _export(name, *parts) for name, parts in wrappers(model).items()}
+    finally:
+        model.train(training)
+
+
+def _export(
+    name: str,
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    axes: dict[str, dict[int, str]],
+    outputs: tuple[str, ...],
+) -> onnx.ModelProto:
+    # The exporter turns a symbolic size into a constant when the example's size is 0 or 1; the examples use 2 and 3.
+    shapes = {key: dict.fromkeys(which, torch.export.Dim.DYNAMIC) or None for key, which in axes.items()}
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), output_names=list(outputs),
+            opset_version=OPSET, optimize=True, verbose=False, external_data=False,
+        )  # fmt: skip
+    proto = program.model_proto
+    proto.ir_version = IR_VERSION
+    _name_axes(proto, axes)
+    del proto.graph.metadata_props[:], proto.metadata_props[:]
+    for node in proto.graph.node:  # traces of the exporter: source paths of this machine
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    del proto.graph.value_info[:]
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _name_axes(proto: onnx.ModelProto, axes: dict[str, dict[int, str]]) -> None:
+    """Give the exporter's symbols (s40, ...) the names of the bundle's interface, in inputs and outputs."""
+    names = {}
+    for value in proto.graph.input:
+        for axis, name in axes[value.name].items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in [*proto.graph.input, *proto.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]

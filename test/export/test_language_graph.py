@@ -1,0 +1,229 @@
+"""The language graph against transformers' own Llama, and the cases that the token loop relies on."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.export.base_weights import DecoderShape
+from pixel_perception.export.language_graph import dequantize_int8, language_graph, merge_lora, quantize_int8
+
+SHAPE = DecoderShape(layers=3, hidden=96, intermediate=128, heads=6, kv_heads=2, head_dim=32, vocabulary=200,
+                     rms_epsilon=1e-5, rope_base=1e5, positions=64)  # fmt: skip
+NAMES = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.hidden, intermediate_size=SHAPE.intermediate, num_hidden_layers=SHAPE.layers,
+        num_attention_heads=SHAPE.heads, num_key_value_heads=SHAPE.kv_heads, head_dim=SHAPE.head_dim, rms_norm_eps=SHAPE.rms_epsilon,
+        rope_theta=SHAPE.rope_base, rope_parameters={"rope_type": "default", "rope_theta": SHAPE.rope_base},
+        max_position_embeddings=SHAPE.positions, attention_bias=False, mlp_bias=False,
+    )  # fmt: skip
+    model = LlamaModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.12)
+    return model
+
+
+def weights_of(model):
+    state = {name: t.detach().numpy() for name, t in model.state_dict().items()}
+    weights = {"embeddings": state["embed_tokens.weight"], "final_norm": state["norm.weight"]}
+    for i in range(SHAPE.layers):
+        weights |= {
+            f"layers.{i}.{ours}": state[f"layers.{i}.{theirs}.weight"] for ours, theirs in NAMES.items()
+        }
+    return weights
+
+
+class Decoder:
+    def __init__(self, model):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.names = [o.name for o in self.session.get_outputs()]
+        self.caches = [i.name for i in self.session.get_inputs()][2:]
+
+    def __call__(self, embeds, past=None, mask=None):
+        """Returns logits (B, vocabulary), hidden states (B, S, hidden), key/values."""
+        empty = np.zeros((len(embeds), SHAPE.kv_heads, 0, SHAPE.head_dim), np.float32)
+        past = [empty] * len(self.caches) if past is None else past
+        mask = np.ones((len(embeds), past[0].shape[2] + embeds.shape[1]), np.int64) if mask is None else mask
+        out = self.session.run(
+            self.names,
+            {"inputs_embeds": embeds, "attention_mask": mask, **dict(zip(self.caches, past, strict=True))},
+        )
+        return out[0][:, 0], out[1], out[2:]
+
+
+@pytest.fixture(scope="module")
+def exact(llama):
+    return Decoder(language_graph(SHAPE, weights_of(llama), "fp32"))
+
+
+@pytest.fixture(scope="module")
+def quantised(llama):
+    return Decoder(language_graph(SHAPE, weights_of(llama), "int8"))
+
+
+def embeds(length, batch=1, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, length, SHAPE.hidden)).astype(np.float32)
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def test_equals_transformers(llama, exact, quantised):
+    x = embeds(23)
+    with torch.no_grad():
+        hidden = llama(inputs_embeds=torch.from_numpy(x)).last_hidden_state
+        logits = hidden[:, -1] @ llama.embed_tokens.weight.T
+    ours, states, _ = exact(x)
+    np.testing.assert_allclose(states, hidden.numpy(), rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(ours, logits.numpy(), rtol=1e-3, atol=1e-3)
+    _, states, _ = quantised(x)
+    assert cosine(states, hidden.numpy()).min() > 0.99
+
+
+@pytest.mark.parametrize("precision", ["exact", "quantised"])
+def test_cached_decoding_equals_one_pass(request, precision):
+    decoder, x = request.getfixturevalue(precision), embeds(20)
+    logits, states, _ = decoder(x)
+    past, seen = None, []
+    for i in range(x.shape[1]):
+        last, state, past = decoder(x[:, i : i + 1], past)
+        seen.append(state)
+    seen = np.concatenate(seen, 1)
+    if precision == "exact":
+        np.testing.assert_allclose(seen, states, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(last, logits, rtol=1e-3, atol=1e-3)
+    assert cosine(seen, states).min() > 0.999
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_codebook_run_in_one_step_equals_token_by_token(exact, length):
+    x = embeds(30, seed=3)
+    _, _, start = exact(x[:, :-length])
+    logits, together, past = exact(x[:, -length:], start)
+    one, single = [], start
+    for i in range(-length, 0):
+        last, state, single = exact(x[:, [i]], single)
+        one.append(state)
+    np.testing.assert_allclose(together, np.concatenate(one, 1), rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(logits, last, rtol=1e-3, atol=1e-3)
+    for a, b in zip(past, single, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
+    # What comes later in the run must not reach what came before.
+    changed = x[:, -length:].copy()
+    changed[:, -1] += 1
+    np.testing.assert_allclose(exact(changed, start)[1][:, :-1], together[:, :-1], rtol=1e-5, atol=1e-5)
+
+
+def test_right_padded_batch_equals_each_alone(exact):
+    lengths, x = (12, 7, 15), embeds(15, batch=3, seed=5)
+    mask = (np.arange(15) < np.array(lengths)[:, None]).astype(np.int64)
+    logits, states, past = exact(x, mask=mask)
+    step = embeds(1, batch=3, seed=6)
+    longer = (np.arange(16) <= np.array(lengths)[:, None]).astype(np.int64)
+    following, after, _ = exact(step, past, longer)
+    for row, length in enumerate(lengths):
+        alone, state, own = exact(x[row : row + 1, :length])
+        np.testing.assert_allclose(logits[row], alone[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(states[row, :length], state[0], rtol=1e-4, atol=1e-4)
+        alone, state, _ = exact(step[row : row + 1], own)
+        np.testing.assert_allclose(following[row], alone[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(after[row], state[0], rtol=1e-4, atol=1e-4)
+
+
+def test_shared_prefix_repeated_for_a_batch(exact):
+    x, each = embeds(10, seed=7), embeds(3, batch=4, seed=8)
+    _, _, past = exact(x)
+    shared = [np.repeat(t, 4, 0) for t in past]
+    for i in range(3):
+        logits, _, shared = exact(each[:, i : i + 1], shared)
+    for row in range(4):
+        alone, _, _ = exact(each[row : row + 1], past)
+        np.testing.assert_allclose(logits[row], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_several_positions_after_a_prefix_need_one_row(exact):
+    _, _, past = exact(embeds(6, batch=2))
+    with pytest.raises(Exception, match="batch_size must be 1"):
+        exact(embeds(2, batch=2), past)
+
+
+def test_preallocated_key_values(exact):
+    """Past and present may be one buffer as long as the longest sequence; the mask alone says how much of it counts."""
+    x, capacity = embeds(9, seed=9), 32
+    buffers = {
+        name: np.zeros((1, SHAPE.kv_heads, capacity, SHAPE.head_dim), np.float32) for name in exact.caches
+    }
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(b) for name, b in buffers.items()}
+
+    def step(part, total):
+        binding = exact.session.io_binding()
+        binding.bind_cpu_input("inputs_embeds", part)
+        binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        binding.bind_output("logits")
+        binding.bind_output("hidden_states")
+        exact.session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[-1]
+
+    states = np.concatenate([step(x[:, :5], 5), step(x[:, 5:6], 6), step(x[:, 6:9], 9)], 1)
+    np.testing.assert_allclose(states, exact(x)[1], rtol=1e-3, atol=2e-4)
+
+
+def test_quantisation_is_within_half_a_step():
+    matrix = np.random.default_rng(0).normal(size=(40, 96)).astype(np.float32)
+    matrix[3] = 0
+    values, scales = quantize_int8(matrix)
+    step = np.repeat(scales, 32, axis=1)
+    assert (np.abs(dequantize_int8(values, scales) - matrix) <= 0.5001 * step).all()
+    assert (dequantize_int8(values, scales)[3] == 0).all()
+
+
+def test_lora_is_merged(llama):
+    rng = np.random.default_rng(0)
+    pair = {"lora.1.q.A": rng.normal(size=(4, 96)), "lora.1.q.B": rng.normal(size=(192, 4))}
+    weights = weights_of(llama)
+    merged = merge_lora(weights, pair, 2.0)
+    x = rng.normal(size=96)
+    wanted = weights["layers.1.q"] @ x + 2 * (pair["lora.1.q.B"] @ (pair["lora.1.q.A"] @ x))
+    np.testing.assert_allclose(merged["layers.1.q"] @ x, wanted, rtol=1e-4, atol=1e-4)
+    assert all(merged[name] is weights[name] for name in weights if name != "layers.1.q")
+
+
+@pytest.mark.parametrize("change", ["drop", "shape", "layer"])
+def test_lora_that_does_not_fit(llama, change):
+    pair = {"lora.1.q.A": np.zeros((4, 96)), "lora.1.q.B": np.zeros((192, 4))}
+    if change == "drop":
+        del pair["lora.1.q.B"]
+    elif change == "shape":
+        pair["lora.1.q.B"] = np.zeros((100, 4))
+    else:
+        pair = {name.replace(".1.", ".9."): t for name, t in pair.items()}
+    with pytest.raises(PerceptionError, match=r"lora\.[19]\.q: A and B have shapes"):
+        merge_lora(weights_of(llama), pair, 2.0)
+
+
+def test_unknown_precision(llama):
+    with pytest.raises(PerceptionError, match="'int3'; expected one of int8, fp32"):
+        language_graph(SHAPE, weights_of(llama), "int3")
