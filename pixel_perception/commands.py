@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,6 +166,37 @@ def inspect(argv: Sequence[str]) -> int:
         if values:
             print(f"\n{title}: {json.dumps(values, indent=1)}")
     return 0
+
+
+def assemble(argv: Sequence[str]) -> int:
+    """`pixel-perception assemble`."""
+    parser = Parser("pixel-perception assemble", description="Put a bundle together from the trained parts and the published base "
+                    "language model, with numpy and onnx alone. A bundle that was made of the same is kept.")
+    parser.add_argument("--parts", metavar="DIR", help="folder of trained parts; without it the shipped weights/compact")
+    parser.add_argument("--language-model", metavar="FILE", help="the base model's GGUF file; without it found or downloaded")
+    parser.add_argument("--output", metavar="DIR", help="bundle to make; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
+    arguments = parser.parse_args(argv)
+
+    from pixel_perception.bundle import default_folder
+    from pixel_perception.export.bundle import assemble as make
+
+    parts = arguments.parts or share("weights/compact")
+    bundle = make(parts, arguments.output or default_folder(), arguments.language_model)
+    print(f"{bundle.folder}: {bundle.manifest.name} {bundle.manifest.version}, sha256 {bundle.digest[:12]}")
+    return 0
+
+
+def share(path: str) -> Path:
+    """A folder of the project: of its sources, else of an installed package's share/pixel_perception.
+
+    Raises PerceptionError when it is in neither place.
+    """
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    places = [Path(__file__).parents[1] / path, *(Path(p) / "share" / "pixel_perception" / path for p in prefixes if p)]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise PerceptionError("INVALID_BUNDLE", f"{path}: expected it in the sources or in share/pixel_perception, found neither")
 
 
 def simulate(argv: Sequence[str]) -> int:

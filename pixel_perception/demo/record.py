@@ -12,9 +12,8 @@ from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pixel_perception.simulation.tabletop import Tabletop, View
+    from pixel_perception.simulation.scene import View
+    from pixel_perception.simulation.tabletop import Tabletop
 
 ABOUT = """Make the recording that the demo plays: a few frames of simulated scenes with depth and ground truth, taken by a
 camera in slow motion, and photographs. Photographs come from a folder with COCO annotations.json; only those under a
@@ -58,9 +57,11 @@ def main(argv: Sequence[str]) -> int:
     scenes += [photograph(Path(arguments.images), number, work) for number in arguments.ids]
     (work / "recording.json").write_text(json.dumps({"rate_hz": RATE_HZ, "scenes": scenes}, indent=1) + "\n")
     (work / "ATTRIBUTION.md").write_text(attribution(scenes, catalog))
+    if (folder / "instructions.json").is_file():  # written by hand: what the demo asks about the scenes
+        shutil.copy(folder / "instructions.json", work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {len(scenes)} scenes, {sum(len(s['frames']) for s in scenes)} frames, {size / 1e6:.1f} MB")
     return 0
 
@@ -91,12 +92,15 @@ def _frame(view: View, table: Tabletop, name: str, folder: Path) -> dict:
     # A depth camera resolves about 2 mm at a metre; finer steps would only be noise that does not compress.
     millimetres = (2 * np.round(500 * depth)).astype(np.uint16)
     Image.fromarray(view.rgb).save(folder / f"{name}.jpg", quality=JPEG_QUALITY)
-    Image.fromarray(millimetres).save(folder / f"{name}-depth.png", optimize=True)
-    Image.fromarray(view.labels).save(folder / f"{name}-labels.png", optimize=True)
+    # Apart from the pictures: a program that takes the folder's images must not take these for some.
+    depth_file, labels_file = f"depth/{name}.png", f"labels/{name}.png"
+    for file, pixels in ((depth_file, millimetres), (labels_file, view.labels)):
+        (folder / file).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / file, optimize=True)
     objects = [{"label": o.label, "id": o.id, "noun": o.noun, "color": o.color, "synonyms": list(o.synonyms), "box": list(o.box)}
                for o in view.objects]  # fmt: skip
     intrinsics = [round(float(v), 3) for v in (k[0, 0], k[1, 1], k[0, 2], k[1, 2])]
-    return {"image": f"{name}.jpg", "depth": f"{name}-depth.png", "labels": f"{name}-labels.png", "intrinsics": intrinsics,
+    return {"image": f"{name}.jpg", "depth": depth_file, "labels": labels_file, "intrinsics": intrinsics,
             "objects": objects}  # fmt: skip
 
 

@@ -4,7 +4,7 @@ A recording is a folder with `recording.json` and the files it names:
 
     {"rate_hz": 10.0,
      "scenes": [{"name": "900012", "kind": "simulated", "credit": "...",
-                 "frames": [{"image": "900012-0.jpg", "depth": "900012-0-depth.png", "labels": "900012-0-labels.png",
+                 "frames": [{"image": "900012-0.jpg", "depth": "depth/900012-0.png", "labels": "labels/900012-0.png",
                              "intrinsics": [fx, fy, cx, cy],
                              "objects": [{"label": 1, "noun": "mug", "color": "red", "synonyms": [], "box": [x0, y0, x1, y1]}]}]}]}
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pixel_perception.perception import Perception
     from pixel_perception.simulation.instructions import Instruction
     from pixel_perception.simulation.phrases import Vocabulary
-    from pixel_perception.simulation.tabletop import Camera, Tabletop, View
+    from pixel_perception.simulation.scene import View
+    from pixel_perception.simulation.tabletop import Camera, Tabletop
 
 SIZE = (640, 480)
 COUNTS = {"refer": 4, "several": 2, "all_of": 1, "reasoning": 1, "absent": 3, "region": 2, "narrate": 1}
