@@ -45,7 +45,7 @@ class CameraInput:
         self.info_topic = self._subscribe(CameraInfo, prefix + "camera_info", self._on_info).topic_name
         self.depth_topic = ""
         if use_depth:
-            self.depth_topic = self._subscribe(Image, prefix + "depth/image", self._depths.append).topic_name
+            self.depth_topic = self._subscribe(Image, prefix + "depth/image", self._on_depth).topic_name
             self._subscribe(CameraInfo, prefix + "depth/camera_info", self._on_depth_info)
 
     def open(self) -> None:
@@ -106,6 +106,9 @@ class CameraInput:
         frame = Frame(msg, self.topic, self.name, time.monotonic(), self.mailbox.count + 1)
         if self.mailbox.put(frame):
             self.arrived = frame.arrived
+
+    def _on_depth(self, msg: Image) -> None:
+        self._depths.append(msg)
 
     def _on_info(self, msg: CameraInfo) -> None:
         self._info = msg

@@ -5,7 +5,6 @@ Nothing here locks; the workers hold their condition while they use it.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 
 from pixel_perception import tracking
@@ -35,10 +34,10 @@ class View:
     followed: float = 0.0
     dropped: int = 0
 
-    def due(self, settings: Settings, now: float) -> float:
-        """time.monotonic() at which language should look again; infinity for never."""
+    def due(self, settings: Settings) -> float:
+        """time.monotonic() at which language should look (again); infinity for never."""
         if not self.grounded:
-            return now
+            return 0.0
         if self.failed:
             return self.grounded + RETRY
         times = [float("inf")]
@@ -88,5 +87,4 @@ class StandingQuery:
 
     def due(self, settings: Settings) -> list[tuple[float, str]]:
         """(time, camera) of the next run of language for each camera, earliest first."""
-        now = time.monotonic()
-        return sorted((view.due(settings, now), camera) for camera, view in self.views.items())
+        return sorted((view.due(settings), camera) for camera, view in self.views.items())

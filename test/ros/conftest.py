@@ -38,7 +38,7 @@ from pixel_perception.ros.conversions import depth_to_image, rgb_to_image  # noq
 
 WIDTH, HEIGHT, FOCAL, FAR, NEAR = 640, 480, 600.0, 2000, 1000
 RED, YELLOW = (220, 20, 20), (230, 210, 20)
-TIMEOUT = 60.0
+TIMEOUT = 15.0
 """Seconds for things that take a fraction of one, on a machine that may be busy."""
 
 

@@ -182,13 +182,13 @@ def some_settings(**changes):
 def test_language_is_due_at_first_then_by_period_by_loss_and_after_failure():
     now, calm = 1000.0, some_settings(reground_period=5.0, reground_min_interval=1.0)
     view = View()
-    assert view.due(calm, now) == now
+    assert view.due(calm) == 0.0
     view.grounded = now
-    assert view.due(calm, now) == now + 5 and view.due(some_settings(reground_period=0.0), now) == float("inf")
+    assert view.due(calm) == now + 5 and view.due(some_settings(reground_period=0.0)) == float("inf")
     view.lost = True
-    assert view.due(calm, now) == now + 1
+    assert view.due(calm) == now + 1
     view.failed = True
-    assert view.due(calm, now) == now + 1.0
+    assert view.due(calm) == now + 1.0
 
 
 def test_a_score_has_fallen_below_a_part_of_what_it_was():
