@@ -141,9 +141,14 @@ def create_venv() -> None:
     run(sys.executable, "-m", "venv", "--clear", *(["--system-site-packages"] if ROS else []), VENV)
 
 
+def install_lock(lock: Path) -> None:
+    """A lock is complete, so pip resolves nothing; every file must have a hash that it names."""
+    pip("--no-deps", "--require-hashes", "--no-build-isolation", "-r", lock)
+
+
 def install_packages() -> None:
-    """The locks are complete, so pip resolves nothing; every file must have a hash that the lock names."""
-    pip("--no-deps", "--require-hashes", *(part for lock in LOCKS for part in ("-r", lock)))
+    for lock in LOCKS:  # the first brings setuptools, which builds the one source archive of the second
+        install_lock(lock)
     if not ROS:
         patch_ros_wheels()
 
@@ -176,7 +181,7 @@ def install_torch() -> None:
 
 
 def install_dev() -> None:
-    pip("--no-deps", "--require-hashes", "-r", ROOT / "requirements/dev.txt")
+    install_lock(ROOT / "requirements/dev.txt")
     install_torch()
 
 
