@@ -104,7 +104,8 @@ def ask(argv: Sequence[str]) -> int:
         from pixel_perception.drawing import overlay
 
         try:
-            Image.fromarray(overlay(image, result, arguments.instruction)).save(arguments.overlay)
+            drawn = overlay(image, result, arguments.instruction, words=task is Task.NARRATE)
+            Image.fromarray(drawn).save(arguments.overlay)
         except ValueError:
             raise PerceptionError("INVALID_QUERY",
                                   f"{arguments.overlay}: expected a file name that ends in .png or .jpg") from None

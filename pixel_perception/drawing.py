@@ -24,12 +24,13 @@ OPACITY = 0.5
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def overlay(image: np.ndarray, result: Result, title: str = "") -> np.ndarray:
-    """The image with everything that `result` says about it, and a band below with `title` and the answer's text.
+def overlay(image: np.ndarray, result: Result, title: str = "", words: bool = False) -> np.ndarray:
+    """The image with masks, boxes and captions of `result`, and a band below with `title` and the answer's text.
 
-    image (H, W, 3) uint8 RGB -> (H + band, W, 3) uint8; without title and text there is no band.
+    image (H, W, 3) uint8 RGB -> (H + band, W, 3) uint8; without title and text there is no band. `words` also puts every
+    word at its place, which says much about a narration and little about a single target.
     """
-    drawn = draw(image, result.instances, result.regions, result.words, result.text)
+    drawn = draw(image, result.instances, result.regions, result.words if words else (), result.text)
     lines = [line for line in (title, result.text) if line]
     return np.concatenate([drawn, band(lines, image.shape[1])]) if lines else drawn
 
@@ -50,13 +51,27 @@ def draw(image: np.ndarray, instances: Sequence[Instance] = (), regions: Sequenc
         color = COLORS[k % len(COLORS)]
         pen.rectangle(_inside(instance.box, image), outline=color, width=2)
         _tag(pen, f"{instance.label} {instance.score:.2f}", instance.box[:2], INK, color, size)
-    encoded = text.encode()
-    for word in words:
-        # A word's place is a box too, but a frame per word would hide the image: its centre says enough.
-        x, y = (word.box[0] + word.box[2]) / 2, (word.box[1] + word.box[3]) / 2
+    for said, x, y in placed_words(words, text, near=2 * size):
         pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=PAPER, outline=INK)
-        _tag(pen, encoded[word.begin : word.end].decode(errors="replace"), (x + 3, y), PAPER, (60, 60, 60), size - 2)
+        _tag(pen, said, (x + 3, y), PAPER, (60, 60, 60), size - 2)
     return np.asarray(picture)
+
+
+def placed_words(words: Sequence[WordLocation], text: str, near: float) -> list[tuple[str, float, float]]:
+    """(words, x, y) of what lies where: neighbours in the text whose places are at most `near` pixels apart share a tag.
+
+    A word's place is a box, but a frame per word would hide the image: its centre says enough.
+    """
+    encoded, out = text.encode(), []
+    for word in words:
+        said = encoded[word.begin : word.end].decode(errors="replace")
+        x, y = (word.box[0] + word.box[2]) / 2, (word.box[1] + word.box[3]) / 2
+        if out and abs(out[-1][1] - x) <= near and abs(out[-1][2] - y) <= near:
+            before, left, top = out.pop()
+            out.append((f"{before} {said}", left, top))
+        else:
+            out.append((said, x, y))
+    return out
 
 
 def paint(image: np.ndarray, bits: np.ndarray, corner: Sequence[int], color: tuple[int, int, int]) -> None:

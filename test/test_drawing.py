@@ -62,6 +62,12 @@ def test_overlay_adds_a_band_only_for_words():
     assert (tall[125:] < 90).any(), "the band has ink in it"
 
 
+def test_words_that_lie_together_share_a_tag():
+    words = [WordLocation(0, 3, (10, 10, 20, 20)), WordLocation(4, 7, (14, 8, 24, 22)), WordLocation(9, 13, (90, 10, 99, 20))]
+    assert drawing.placed_words(words, "red mug, bowl", near=10) == [("red mug", 15, 15), ("bowl", 94.5, 15)]
+    assert [said for said, _, _ in drawing.placed_words(words, "red mug, bowl", near=1)] == ["red", "mug", "bowl"]
+
+
 def test_wrap_keeps_every_word_and_the_width():
     font = drawing._font(14)
     text = "the red mug left of the bowl and something to drink from"

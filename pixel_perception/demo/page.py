@@ -54,9 +54,8 @@ def find(recording: Recording, key: list) -> RecordedFrame:
 
 def _save(file: Path, frame: RecordedFrame, result: Result, row: dict | None = None) -> Path:
     image: np.ndarray = frame.image()
-    boxed = row is not None and bool(row["step"]["box_of"])
-    # A caption of one box is drawn like any region; its words all lie in that box and would only cover it.
-    drawn = draw(image, result.instances, result.regions, () if boxed else result.words, result.text)
+    told = row is not None and row["step"]["task"] == "NARRATE"
+    drawn = draw(image, result.instances, result.regions, result.words if told else (), result.text)
     Image.fromarray(drawn).save(file, quality=88)
     return file
 
