@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class Client:
         """Stamp of an image to the recorded frame that it shows."""
         self.answers: list[tuple[float, PerceptionMsg]] = []
         """Messages of the node's topic with the time.monotonic() of their arrival."""
-        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+        # A robot's program would take the newest image only; this one must find every image that was answered again.
+        qos = QoSProfile(depth=KEPT, reliability=ReliabilityPolicy.RELIABLE)
         for topic, kind in INPUTS:
             self.node.create_subscription(kind, topic, lambda msg, topic=topic: self._keep(topic, msg), qos)
         self.node.create_subscription(PerceptionMsg, "perception/perception",
@@ -152,6 +154,8 @@ class Client:
     def answer(self, step: Step, msg: PerceptionMsg, total: float, first: float | None) -> Answer:
         """The answer in a message, with the frame that it belongs to; all of it goes to the bag."""
         stamp = stamp_ns(msg.header.stamp)
+        with suppress(TimeoutError):  # the node may have answered before this process looked at the image
+            self.wait(lambda: stamp in self.seen, 1.0, "the image of an answer arrives")
         frame, result = self.seen.get(stamp), result_from_msg(msg)
         self.record(msg)
         info = msg.info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
@@ -20,6 +21,7 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.msg import Perception
 from pixel_perception.ros import messages
 from pixel_perception.ros.answers import Answer, Frame, Job, Token, stamp_ns
+from pixel_perception.ros.outputs import GONE
 from pixel_perception.ros.parameters import Settings
 from pixel_perception.ros.workers import Workers
 from pixel_perception.types import Partial
@@ -67,7 +69,8 @@ class Goal:
             return
         feedback = Perceive.Feedback(state=self._state, sequence=self._sequence, text_delta=text, instances=instances or [])
         self._sequence += 1
-        self._handle.publish_feedback(feedback)
+        with suppress(*GONE):  # the process is on its way out; its client learns of it without feedback
+            self._handle.publish_feedback(feedback)
 
 
 class PerceiveServer:

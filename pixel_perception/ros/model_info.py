@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from copy import copy
+from pathlib import Path
 
+from pixel_perception.bundle import MANIFEST, Manifest
 from pixel_perception.perception import Perception
 from pixel_perception.ros.diagnostics import resident_bytes
 from pixel_perception.srv import GetModelInfo
 from pixel_perception.types import MAX_TEXT
 
 
-def describe(perception: Perception, backend: str) -> GetModelInfo.Response:
+def describe(perception: Perception) -> GetModelInfo.Response:
     """Everything about a loaded model that does not change."""
-    bundle = perception.bundle
-    manifest = bundle.manifest
-    files = [graph.file for graph in manifest.graphs.values()] + list(manifest.files) + ["manifest.json"]
+    info = perception.info
+    text = (Path(info.folder) / MANIFEST).read_text(encoding="utf-8")
+    manifest = Manifest.from_json(text)
     return GetModelInfo.Response(
         loaded=True,
-        name=manifest.name,
-        version=manifest.version,
-        licence=manifest.licence,
-        digest=bundle.digest,
-        bundle=str(bundle.folder),
-        backend=backend,
-        tasks=list(manifest.tasks),
+        name=info.name,
+        version=info.version,
+        licence=info.licence,
+        digest=info.digest,
+        bundle=info.folder,
+        backend=info.backend,
+        tasks=[task.lower() for task in info.tasks],
         precision=[f"{name}: {graph.precision}" for name, graph in manifest.graphs.items()],
         image_width=manifest.image.width,
         image_height=manifest.image.height,
         max_text_length=MAX_TEXT,
-        bundle_bytes=sum((bundle.folder / file).stat().st_size for file in files),
-        manifest=json.dumps(dataclasses.asdict(manifest)),
+        bundle_bytes=info.memory,
+        manifest=text,
     )
 
 

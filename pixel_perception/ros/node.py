@@ -96,7 +96,7 @@ class PerceptionNode(LifecycleNode):
             return FAILURE
         # The first run allocates; it must not be somebody's first answer.
         self._perception.ask(np.full((480, 640, 3), 127, np.uint8), Query("the mug", max_new_tokens=4))
-        self._loaded = model_info.describe(self._perception, settings.backend)
+        self._loaded = model_info.describe(self._perception)
         self._cameras = {name: CameraInput(self, name, settings.use_depth, self._changed) for name in settings.cameras}
         self._outputs = Outputs(self, self._cameras, lambda: self.settings, self._loaded.backend)
         self._error, self._phase = None, "inactive"

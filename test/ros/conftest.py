@@ -38,7 +38,7 @@ from pixel_perception.ros.conversions import depth_to_image, rgb_to_image  # noq
 
 WIDTH, HEIGHT, FOCAL, FAR, NEAR = 640, 480, 600.0, 2000, 1000
 RED, YELLOW = (220, 20, 20), (230, 210, 20)
-TIMEOUT = 15.0
+TIMEOUT = 60.0
 """Seconds for things that take a fraction of one, on a machine that may be busy."""
 
 
@@ -126,8 +126,8 @@ class Client:
         return self
 
     def call(self, kind: type, name: str, request: object) -> object:
-        """Call a service of the node and return its response."""
-        client = self.node.create_client(kind, f"perception/{name}")
+        """Call a service, of the node where the name has no slash in front, and return its response."""
+        client = self.node.create_client(kind, name if name.startswith("/") else f"perception/{name}")
         try:
             self.spin_until(client.service_is_ready, what=name)
             future = client.call_async(request)
@@ -296,9 +296,9 @@ def launch(domain):
 
 
 @pytest.fixture
-def client(domain):
-    """A client that publishes one camera without a name."""
-    client = Client(domain)
+def client(domain, request):
+    """A client that publishes one camera, whose name is the fixture's parameter, or that has none."""
+    client = Client(domain, camera=getattr(request, "param", ""))
     yield client
     client.close()
 

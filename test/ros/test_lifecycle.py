@@ -23,10 +23,10 @@ from pixel_perception.ros.depth import depth_in_metres
 from pixel_perception.srv import GetModelInfo
 
 
-def set_text(client, name: str, text: str, node: str = "perception"):
+def set_text(client, name: str, text: str, node: str = "/perception"):
     value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=text)
     request = SetParameters.Request(parameters=[ParameterMsg(name=name, value=value)])
-    return client.call(SetParameters, f"../{node}/set_parameters" if node != "perception" else "set_parameters", request).results[0]
+    return client.call(SetParameters, f"{node}/set_parameters", request).results[0]
 
 
 def test_a_whole_life(tiny_bundle, launch, client):
@@ -121,29 +121,22 @@ def test_silent_publishers_are_a_warning(tiny_bundle, launch, client):
     client.spin_until(lambda: any(s.name == "perception: camera" and s.level == DiagnosticStatus.OK for s in statuses))
 
 
-def test_several_cameras_share_one_model(domain, tiny_bundle, launch):
-    # Two clients would need two threads; one client publishes the front camera, its node also the wrist's.
-    from conftest import HEIGHT, WIDTH, YELLOW, Client
-
-    client = Client(domain, camera="front")
+@pytest.mark.parametrize("client", ["front"], indirect=True)
+def test_several_cameras_share_one_model(tiny_bundle, launch, client):
     wrist = client.node.create_publisher(Image, "wrist/image", 1)
-    try:
-        launch(bundle=tiny_bundle, autostart="true", threads=1, cameras="['front','wrist']")
-        client.connect()
-        pixels = np.full((HEIGHT, WIDTH, 3), 110, np.uint8)
-        pixels[20:120, 20:160] = YELLOW
-        client.node.create_timer(0.1, lambda: wrist.publish(client.encode(client.publish_frame(), pixels)))
-        nameless = client.ask("the banana")
-        assert nameless.result.error_msg == "camera: expected one of 'front', 'wrist', found ''."
-        boxes = {name: client.ask("the banana", camera=name).result.perception.instances[0].box for name in ("front", "wrist")}
-        assert boxes["front"].x_min == pytest.approx(380, abs=12) and boxes["wrist"].x_min == pytest.approx(20, abs=12)
-        query_id = client.instruct("the banana")
-        for name in ("front", "wrist"):
-            answer = client.spin_until(lambda name=name: next((p for p in client.perceptions if p.query_id == query_id
-                                                               and p.camera == name and not p.info.language_ran), None))  # fmt: skip
-            assert answer.instances[0].box.x_min == pytest.approx(boxes[name].x_min, abs=12)
-    finally:
-        client.close()
+    launch(bundle=tiny_bundle, autostart="true", threads=1, cameras="['front','wrist']")
+    client.connect()
+    mirrored = client.scene.image()[:, ::-1]
+    client.node.create_timer(0.1, lambda: wrist.publish(client.encode(client.publish_frame(), mirrored)))
+    nameless = client.ask("the banana")
+    assert nameless.result.error_msg == "camera: expected one of 'front', 'wrist', found ''."
+    boxes = {name: client.ask("the banana", camera=name).result.perception.instances[0].box for name in ("front", "wrist")}
+    assert boxes["front"].x_min == pytest.approx(380, abs=12) and boxes["wrist"].x_min == pytest.approx(100, abs=12)
+    query_id = client.instruct("the banana")
+    for name in ("front", "wrist"):
+        answer = client.spin_until(lambda name=name: next((p for p in client.perceptions if p.query_id == query_id
+                                                           and p.camera == name and not p.info.language_ran), None))  # fmt: skip
+        assert answer.instances[0].box.x_min == pytest.approx(boxes[name].x_min, abs=12)
 
 
 def test_recording_camera_feeds_the_node(tmp_path, tiny_bundle, launch, client):
@@ -169,9 +162,9 @@ def test_recording_camera_feeds_the_node(tmp_path, tiny_bundle, launch, client):
     answer = client.ask("the mug").result.perception
     assert answer.instances[0].has_centroid and answer.instances[0].box.x_min == pytest.approx(100, abs=12)
     assert answer.centroid_frame == "lens"
-    refused = set_text(client, "scene", "attic", node="camera")
+    refused = set_text(client, "scene", "attic", node="/camera")
     assert not refused.successful and "no scene 'attic'; it holds table, photograph" in refused.reason
-    assert set_text(client, "scene", "photograph", node="camera").successful
+    assert set_text(client, "scene", "photograph", node="/camera").successful
     moment = client.node.get_clock().now().nanoseconds
     answer = client.ask("the mug", not_before=moment).result.perception
     assert answer.instances[0].box.x_min == pytest.approx(420, abs=12) and not answer.instances[0].has_centroid
