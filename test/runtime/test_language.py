@@ -84,8 +84,23 @@ def test_groups_have_labels_quantities_and_spans(language, prefix):
     assert all(g.states.shape == (4, 64) for g in groups)
     assert "".join(e for e in events if isinstance(e, str)) == answer.stream.text == "red mug, yellow banana"
     assert len(answer.states) == len(answer.tokens) and answer.tokens[-1][1] == 22
-    groups = [e for e in _run(language, prefix, "all mugs")[1] if isinstance(e, Group)]
+
+
+def test_states_of_a_group_are_those_at_its_segments(tiny, language, decoder, prefix):
+    tokens = tiny.manifest.tokens
+    answer, events = _run(language, prefix, "all mugs")
+    groups = [e for e in events if isinstance(e, Group)]
     assert [g.quantity for g in groups] == ["all"]
+    # Read again by hand: question, the words, then ALL and the segments.
+    words = language.vocabulary.question("all mugs")
+    asked = decoder.read(_embeddings(language, [tokens.begin, *words, tokens.newline]), prefix)
+    past = asked.past
+    for _ in answer.tokens:
+        token = int(asked.logits.argmax())
+        asked = decoder.read(_embeddings(language, [token]), past)
+        past = asked.past
+    states = decoder.read(_embeddings(language, [tokens.all, *tokens.segments]), past).states[0]
+    assert np.array_equal(groups[0].states, states[1:])
 
 
 @pytest.mark.parametrize("most", range(1, 20))

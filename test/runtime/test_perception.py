@@ -171,6 +171,7 @@ def test_words_have_places_in_the_image(perception, image):
         assert 0 <= word.box[0] <= word.box[2] <= 640 and 0 <= word.box[1] <= word.box[3] <= 480
     several = perception.ask(image, Query(boxes=(BANANA, MUGS[0])))
     assert [several.text.encode()[w.begin : w.end] for w in several.words] == [b"red", b"mug"] * 2
+    assert [w.begin for w in several.words] == [0, 4, 9, 13]
 
 
 def test_follow_keeps_ids_while_things_move(perception, moved):
