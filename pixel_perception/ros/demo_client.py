@@ -45,6 +45,8 @@ START_WITHIN = 60.0
 """Seconds for the node to load and the camera to play."""
 KEPT = 40
 """Images kept, to be found again by the stamp of an answer."""
+SHOWN = 6
+"""Answers of a standing instruction that go to the bag and the page."""
 INPUTS = (("image", Image), ("camera_info", CameraInfo), ("depth/image", Image))
 
 
@@ -153,10 +155,7 @@ class Client:
 
     def answer(self, step: Step, msg: PerceptionMsg, total: float, first: float | None) -> Answer:
         """The answer in a message, with the frame that it belongs to; all of it goes to the bag."""
-        stamp = stamp_ns(msg.header.stamp)
-        with suppress(TimeoutError):  # the node may have answered before this process looked at the image
-            self.wait(lambda: stamp in self.seen, 1.0, "the image of an answer arrives")
-        frame, result = self.seen.get(stamp), result_from_msg(msg)
+        frame, result = self._frame_of(msg), result_from_msg(msg)
         self.record(msg)
         info = msg.info
         parts = (info.image_age, info.queue, info.vision, info.language, info.postprocess)
@@ -164,6 +163,12 @@ class Client:
         # "Nothing of the kind is there" is an answer; every other error means that there is none.
         lost = msg.error_code not in (Perceive.Goal.NONE, Perceive.Goal.NOTHING_FOUND)
         return Answer(step, frame, None if lost else result, msg.error_code, msg.error_msg, ms, score(step, frame, result))
+
+    def _frame_of(self, msg: PerceptionMsg) -> RecordedFrame | None:
+        stamp = stamp_ns(msg.header.stamp)
+        with suppress(TimeoutError):  # the node may have answered before this process looked at the image
+            self.wait(lambda: stamp in self.seen, 1.0, "the image of an answer arrives")
+        return self.seen.get(stamp)
 
     def record(self, msg: PerceptionMsg) -> None:
         """Write an answer and the images it belongs to into the bag."""
@@ -223,16 +228,17 @@ class Client:
 
     def follow(self, step: Step) -> dict:
         """Let the instruction that was just given stand for `step.follow_s` seconds; returns what arrived, as plain values."""
-        start = len(self.answers)
-        self.wait_a_moment(step.follow_s)
+        start, until, pictures = len(self.answers), time.monotonic() + step.follow_s, []
+        with suppress(TimeoutError):
+            self.wait(lambda: len(self.answers) >= start + SHOWN, step.follow_s, "frames are followed")
+        for _, msg in self.answers[start : start + SHOWN]:  # now, because images are not kept for long
+            frame = self._frame_of(msg)
+            self.record(msg)
+            pictures.append({"frame": frame and [frame.scene, frame.index], "result": plain(result_from_msg(msg))})
+        self.wait_a_moment(until - time.monotonic())
         rows = self.answers[start:]
-        ages, ious, pictures = [stamp_ns(m.info.image_age) * 1e-6 for _, m in rows], [], []
-        for _, msg in rows:
-            frame, result = self.seen.get(stamp_ns(msg.header.stamp)), result_from_msg(msg)
-            ious.append(score(step, frame, result))
-            if len(pictures) < 6:
-                self.record(msg)
-                pictures.append({"frame": frame and [frame.scene, frame.index], "result": plain(result)})
+        ages = [stamp_ns(m.info.image_age) * 1e-6 for _, m in rows]
+        ious = [score(step, self._frame_of(m), result_from_msg(m)) for _, m in rows]
         known = [v for v in ious if v is not None]
         quiet = [stamp_ns(m.info.vision) * 1e-6 for _, m in rows if not m.info.language_ran]
         seconds = rows[-1][0] - rows[0][0] if len(rows) > 1 else 0.0

@@ -54,21 +54,30 @@ class Outputs:
         """Make the messages of an answer and send them; returns the answer (a centroid may have failed) and its message."""
         started = time.monotonic()
         msg = messages.answer_to_msg(answer)
+        msg.info.backend = self._backend
         if answer.result is not None and answer.result.instances:
             answer = self._place(answer, msg)
+        try:
+            self._send(answer, msg, started)
+        except GONE:
+            # The context is gone: the process is on its way out, and its threads learn of it last.
+            if self._node.context.ok():
+                raise
+        if answer.error is not None and answer.error.code != "NOTHING_FOUND":
+            self._node.get_logger().warning(f"{answer.query_id}: {answer.error}", throttle_duration_sec=1.0)
+        return answer, msg
+
+    def _send(self, answer: Answer, msg: Perception, started: float) -> None:
         labels, drawn = self._pictures(answer)
-        msg.info.backend = self._backend
         msg.info.postprocess = messages.duration(time.monotonic() - started)
         if answer.frame is not None:
             age = self._clock.now() - Time.from_msg(msg.header.stamp, clock_type=self._clock.clock_type)
             msg.info.image_age = messages.duration(age.nanoseconds * 1e-9)
-        self._send(self._perception, msg)
-        for publisher, picture in ((self._labels.get(answer.camera), labels), (self._overlays.get(answer.camera), drawn)):
-            if picture is not None:
-                self._send(publisher, picture)
-        if answer.error is not None and answer.error.code != "NOTHING_FOUND":
-            self._node.get_logger().warning(f"{answer.query_id}: {answer.error}", throttle_duration_sec=1.0)
-        return answer, msg
+        self._perception.publish(msg)
+        if labels is not None:
+            self._labels[answer.camera].publish(labels)
+        if drawn is not None:
+            self._overlays[answer.camera].publish(drawn)
 
     def _pictures(self, answer: Answer) -> tuple[Image | None, Image | None]:
         labels = self._labels.get(answer.camera)
@@ -116,11 +125,3 @@ class Outputs:
         publisher = self._node.create_lifecycle_publisher(kind, name, QoSProfile(depth=depth), qos_overriding_options=options)
         self._publishers.append(publisher)
         return publisher
-
-    def _send(self, publisher: object, msg: object) -> None:
-        try:
-            publisher.publish(msg)
-        except GONE:
-            # The context is gone: the process is on its way out, and its threads learn of it last.
-            if self._node.context.ok():
-                raise

@@ -121,6 +121,18 @@ def test_silent_publishers_are_a_warning(tiny_bundle, launch, client):
     client.spin_until(lambda: any(s.name == "perception: camera" and s.level == DiagnosticStatus.OK for s in statuses))
 
 
+def test_language_looks_again_after_the_period_without_changing_ids(tiny_bundle, launch, client):
+    launch(bundle=tiny_bundle, autostart="true", threads=1, reground_period=0.3, reground_min_interval=0.1)
+    client.connect()
+    query_id = client.instruct("the mug and the banana")
+    client.spin(1.5)
+    answers = [p for p in client.perceptions if p.query_id == query_id]
+    tracks = {tuple(sorted((i.label, i.track_id) for i in p.instances)) for p in answers}
+    assert len(answers) > 10 and len(tracks) == 1
+    stamps = [(p.header.stamp.sec, p.header.stamp.nanosec) for p in answers]
+    assert stamps == sorted(stamps)
+
+
 @pytest.mark.parametrize("client", ["front"], indirect=True)
 def test_several_cameras_share_one_model(tiny_bundle, launch, client):
     wrist = client.node.create_publisher(Image, "wrist/image", 1)

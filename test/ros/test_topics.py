@@ -166,18 +166,6 @@ def test_instruction_parameter_stands_and_refuses_with_a_sentence(running):
     assert not refused.successful and refused.reason == "instruction: expected at most 1000 characters, found 1001."
 
 
-def test_language_looks_again_after_the_period_without_changing_ids(domain, tiny_bundle, launch, client):
-    launch(bundle=tiny_bundle, autostart="true", threads=1, reground_period=0.3, reground_min_interval=0.1)
-    client.connect()
-    query_id = client.instruct("the mug and the banana")
-    client.spin(1.5)
-    answers = [p for p in client.perceptions if p.query_id == query_id]
-    tracks = {tuple(sorted((i.label, i.track_id) for i in p.instances)) for p in answers}
-    assert len(answers) > 10 and len(tracks) == 1
-    stamps = [nanoseconds(p.header.stamp) for p in answers]
-    assert stamps == sorted(stamps)
-
-
 def test_model_info_says_what_is_loaded(running, tiny_bundle):
     info = running.call(GetModelInfo, "get_model_info", GetModelInfo.Request())
     assert info.loaded and info.name == "tiny" and info.bundle == str(tiny_bundle) and len(info.digest) == 64
