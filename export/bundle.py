@@ -46,6 +46,8 @@ VISION = (
     "location_head",
 )
 ADDED, OUTPUT = "embeddings.added", "codebook_output"
+ROOM = 400 << 20
+"""Bytes that assembling needs: a bundle, and some to spare."""
 TASKS = ("SEGMENT", "REFER", "CAPTION_REGION", "CAPTION_DENSE", "NARRATE", "ANSWER")
 
 
@@ -82,7 +84,7 @@ def replacing(folder: str | Path):
             os.rename(folder, old / folder.name)
         os.rename(work, folder)
     except OSError as error:
-        message = f"{folder}: cannot be written ({error}); expected a writable folder with 500 MB free."
+        message = f"{folder}: cannot be written ({error}); expected a writable folder with enough space."
         raise PerceptionError("INVALID_BUNDLE", message) from error
     finally:
         for leftover in (work, old):
@@ -204,6 +206,7 @@ def assemble(
     made_of = {"parts": file_digest(Path(parts) / MANIFEST), "code": _code_digest(), "precision": precision}
     if kept := _kept(folder, made_of):
         return kept
+    _check_room(Path(folder))
     expected = manifest.provenance.get("base", {}).get("sha256")
     if expected != base_weights.SMOLLM2.sha256:
         message = f"{Path(parts) / MANIFEST}: expected provenance.base.sha256 {base_weights.SMOLLM2.sha256}, found {expected}."
@@ -269,6 +272,19 @@ def _kept(folder: str | Path, made_of: dict) -> Bundle | None:
     except PerceptionError:
         return None  # damaged or of another version: made anew
     return bundle if bundle.manifest.provenance.get("assembled") == made_of else None
+
+
+def _check_room(folder: Path) -> None:
+    """Fail before the work, not after it."""
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.absolute().parent).free
+    except OSError as error:
+        message = f"{folder}: cannot be written ({error}); expected a writable folder."
+        raise PerceptionError("INVALID_BUNDLE", message) from error
+    if free < ROOM:
+        message = f"{folder}: expected {ROOM >> 20} MiB of free space for a bundle, found {free >> 20} MiB."
+        raise PerceptionError("INVALID_BUNDLE", message)
 
 
 def _code_digest() -> str:

@@ -1,0 +1,189 @@
+"""Parts and bundles: assembled, kept, refused, never half-written."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pixel_perception.bundle import MANIFEST, Bundle, Manifest, file_digest, write_manifest
+from pixel_perception.errors import PerceptionError
+from pixel_perception.export import skeleton
+from pixel_perception.export.base_weights import SMOLLM2
+from pixel_perception.export.bundle import ADDED, OUTPUT, TASKS, TRAINED, assemble, graph_spec, replacing
+from pixel_perception.export.tiny import write_tiny_bundle
+from pixel_perception.export.tiny_vision import tiny_vision
+
+HIDDEN, RANK, LAYERS = 576, 4, 30
+WIDTHS = {"q": (576, 576), "v": (192, 576), "o": (576, 576), "down": (576, 1536)}
+
+
+def write_small_parts(folder, sha256=SMOLLM2.sha256):
+    """Parts with small vision graphs and random LoRA, in the layout of trained ones."""
+    rng = np.random.default_rng(0)
+    tensors = {ADDED: rng.normal(size=(5, HIDDEN)), OUTPUT: rng.normal(size=(2, HIDDEN))}
+    for layer in range(LAYERS):
+        for part, (outputs, inputs) in WIDTHS.items():
+            tensors[f"lora.{layer}.{part}.A"] = rng.normal(scale=0.02, size=(RANK, inputs))
+            tensors[f"lora.{layer}.{part}.B"] = rng.normal(scale=0.02, size=(outputs, RANK))
+    folder.mkdir()
+    graphs = {}
+    for name, graph in tiny_vision(HIDDEN, 16, 18).items():
+        bones, constants = skeleton.strip(graph, {}, name)
+        tensors |= constants
+        onnx.save(bones, folder / f"{name}.onnx")
+        graphs[name] = graph_spec(folder / f"{name}.onnx", bones, "fp32")
+    save_file({name: t.astype(np.float16) for name, t in tensors.items()}, folder / TRAINED)
+    provenance = {"base": {"sha256": sha256}, "lora_scale": 2.0}
+    write_manifest(folder, Manifest("compact", "7", "Apache-2.0", TASKS, graphs, {TRAINED: file_digest(folder / TRAINED)},
+                                    provenance=provenance))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_small_parts(tmp_path_factory.mktemp("parts") / "compact")
+
+
+@pytest.fixture(scope="module")
+def bundle(parts, tmp_path_factory):
+    return assemble(parts, tmp_path_factory.mktemp("bundles") / "compact")
+
+
+@pytest.fixture
+def copy(parts, tmp_path):
+    """A copy of the parts to damage."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for path in parts.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_assembled_bundle(bundle, parts):
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.version, manifest.tasks) == ("compact", "7", TASKS)
+    assert manifest.provenance["assembled"]["parts"] == file_digest(parts / MANIFEST)
+    language = load_file(bundle.file("language.safetensors"))
+    trained = load_file(parts / TRAINED)
+    assert language["embeddings"].shape == (49157, HIDDEN) and language["embeddings"].dtype == np.float16
+    np.testing.assert_array_equal(language["embeddings"][-5:], trained[ADDED])
+    np.testing.assert_array_equal(language["codebook_output"], trained[OUTPUT].astype(np.float32))
+    spec = manifest.graphs["language_model"]
+    assert spec.precision == "int8" and len(spec.inputs) == 2 + 2 * LAYERS
+    assert {t.name: t.shape for t in spec.outputs}["logits"] == ("batch", 1, 49152)
+
+
+def test_graphs_run_and_hold_only_fp32_weights(bundle):
+    image = np.random.default_rng(0).integers(0, 256, (2, 288, 384, 3), np.uint8)
+    for name in ("image_encoder", "pixel_decoder"):
+        kinds = {t.data_type for t in onnx.load(bundle.graph(name)).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 not in kinds
+    session = onnxruntime.InferenceSession(bundle.graph("image_encoder"), providers=["CPUExecutionProvider"])
+    assert [o.shape for o in session.run(None, {"image": image})] == [
+        (2, 128, 18, 24),
+        (2, 128, 36, 48),
+        (2, 16, 72, 96),
+    ]
+
+
+def test_a_bundle_of_the_same_is_kept(bundle, parts):
+    before = bundle.file("tokenizer.json").stat().st_mtime_ns
+    started = time.monotonic()
+    assert assemble(parts, bundle.folder).digest == bundle.digest
+    assert bundle.file("tokenizer.json").stat().st_mtime_ns == before
+    assert time.monotonic() - started < 20
+
+
+def test_a_damaged_bundle_is_made_anew_and_equal(bundle, parts):
+    path = bundle.file("language.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PerceptionError, match="language.safetensors: expected SHA-256"):
+        Bundle.open(bundle.folder)
+    assert assemble(parts, bundle.folder).digest == bundle.digest
+    assert [p.name for p in bundle.folder.parent.iterdir()] == [bundle.folder.name]
+
+
+@pytest.mark.parametrize("name", [TRAINED, "image_encoder.onnx"])
+def test_a_flipped_byte_in_the_parts(copy, tmp_path, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(PerceptionError, match=f"{name}: expected SHA-256 .* found "):
+        assemble(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_parts(copy, tmp_path):
+    (copy / "proposals.onnx").unlink()
+    with pytest.raises(PerceptionError, match="proposals.onnx: expected SHA-256 .* found no such file"):
+        assemble(copy, tmp_path / "out")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["graphs"]["proposals"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(PerceptionError, match="expected an entry for proposals"):
+        assemble(copy, tmp_path / "out")
+    (copy / MANIFEST).unlink()
+    with pytest.raises(PerceptionError, match="expected the manifest of trained parts"):
+        assemble(copy, tmp_path / "out")
+
+
+def test_another_base_and_another_language_file(tmp_path, parts):
+    other = write_small_parts(tmp_path / "other", sha256="f" * 64)
+    with pytest.raises(PerceptionError, match="expected provenance.base.sha256 .* found ffff"):
+        assemble(other, tmp_path / "out")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(PerceptionError, match="model.gguf: expected SHA-256"):
+        assemble(parts, tmp_path / "out", tmp_path / "model.gguf")
+
+
+def test_a_place_that_cannot_be_written(tmp_path, parts):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PerceptionError, match="cannot be written"):
+        assemble(parts, tmp_path / "file" / "bundle")
+
+
+def test_a_full_disk(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr("pixel_perception.export.bundle.ROOM", 1 << 60)
+    with pytest.raises(PerceptionError, match="out: expected .* MiB of free space for a bundle, found"):
+        assemble(parts, tmp_path / "out")
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    write_tiny_bundle(tmp_path / "tiny")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "tiny") as work:
+        (work / "half").write_text("written")
+        raise RuntimeError
+    Bundle.open(tmp_path / "tiny")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def _write_for_ever(folder, started):
+    while True:
+        started.set()
+        write_tiny_bundle(folder)
+
+
+def test_a_killed_writer_never_leaves_half_a_bundle(tmp_path):
+    """Killed at any moment, a bundle's folder is whole or absent, and can be written again."""
+    context = multiprocessing.get_context("fork")
+    folder = tmp_path / "tiny"
+    for pause in (0.02, 0.05, 0.11, 0.17):
+        started = context.Event()
+        process = context.Process(target=_write_for_ever, args=(folder, started))
+        process.start()
+        started.wait(60)
+        time.sleep(pause)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if folder.exists():
+            Bundle.open(folder)
+    write_tiny_bundle(folder)
