@@ -11,6 +11,7 @@ from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.location_head import before_end, boxes_at, points_to_pixels, words
 from pixel_perception.models.pixelllm.model import PixelLLM
 from pixel_perception.models.pixelllm.proposal_losses import centre_targets, giou_loss, heat_loss, match, sample
+from pixel_perception.models.pixelllm.stages import prepare
 
 LANGUAGES = ["t5", "text_decoder"]
 
@@ -250,3 +251,19 @@ def test_bad_input_is_named():
     model = PixelLLM(PixelLLMConfig.tiny("text_decoder"))
     with pytest.raises(ValueError, match="longer than the 64 positions"):
         model.language.embed(torch.zeros(1, 65, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_stages_train_what_they_should(language):
+    model = PixelLLM(PixelLLMConfig.tiny(language, detector=True))
+    parts = {stage: {name.split(".")[0] for name in prepare(model, stage)} for stage in ("trace", "segmentation", "dense_captioning")}
+    shared = {"semantic", "prompt_features", "visual_projection", "language"}
+    assert parts == {"trace": shared | {"location_head"}, "segmentation": {"location_head", "mask_adapter"},
+                     "dense_captioning": shared | {"detector"}}
+    learning = [name for name in prepare(model, "referring") if name.startswith("language.")]
+    assert all(".lora_" in name for name in learning) == (language == "t5")
+    assert [name for name, x in model.named_parameters() if x.requires_grad] == prepare(model, "referring")
+    with pytest.raises(ValueError, match="stage must be one of"):
+        prepare(model, "dreaming")
+    with pytest.raises(ValueError, match="detector, which this model was built without"):
+        prepare(PixelLLM(PixelLLMConfig.tiny(language)), "dense_captioning")

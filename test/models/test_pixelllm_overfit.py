@@ -49,6 +49,15 @@ def small(language):
                    features=replace(config.features, queries=8, transformer=TwoWayConfig(dim=64, mlp=128)))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The operations are so small that a second thread only waits for the first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("language", ["t5", "text_decoder"])
 def test_learns_eight_scenes(language):
     torch.manual_seed(0)
