@@ -220,10 +220,9 @@ class Client:
         outcome = future.result().get_result_async()
         self.wait(outcome.done, ANSWER_WITHIN, f"a result of {step.title!r}")
         total, result = time.monotonic() - sent, outcome.result().result
-        self.wait_a_moment(0.0)
-        streamed, spoken = "".join(text), result.perception.text
-        if streamed and streamed != spoken:
-            raise RuntimeError(f"the streamed text {streamed!r} is not the result's {spoken!r}")
+        # The end may be missing: rclpy's client throws feedback away that its goal's status has overtaken.
+        if not result.perception.text.startswith("".join(text)):
+            raise RuntimeError(f"the streamed text {''.join(text)!r} does not begin the result's {result.perception.text!r}")
         return result.perception, total, firsts[0] if firsts else None
 
     def follow(self, step: Step) -> dict:
