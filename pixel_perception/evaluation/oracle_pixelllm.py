@@ -63,6 +63,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> PixelLLMConfig:
         features=replace(base.features, queries=queries,
                          output=shapes["prompt_adapter/output_hypernetworks_mlps.0/layers.0/kernel"][1],
                          transformer=replace(base.features.transformer, dim=inner,
+                                             mlp=shapes["prompt_adapter/transformer/layers.0/mlp/lin1/kernel"][1],
                                              depth=layers(r"prompt_adapter/transformer/layers\.(\d+)"))),
         language=replace(base.language, width=language, vocabulary=vocabulary, heads=t5_heads, buckets=buckets,
                          head_width=query[1] // t5_heads, layers=layers(t5 + r"encoder/layers_(\d+)"),
