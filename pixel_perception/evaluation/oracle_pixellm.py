@@ -154,7 +154,8 @@ def evaluate(model: PixelLM, arrays: dict[str, Tensor], rule: Rule) -> dict:
     features = model.encode(arrays["images_clip"], [tuple(arrays["clip_resize"].tolist())])
     prompt, forced = arrays["prompt"].tolist(), arrays["forced"].tolist()
     answer = generate(model, features, prompt, forced=forced)
-    masks = model.masks(answer.fused, features, 0, tuple(arrays["pred_masks"].shape[1:]))
+    source = tuple(arrays["pred_masks"].shape[1:])
+    (masks,) = model.masks(answer.fused, features, [0] * len(answer.fused), [source])
     return taken(arrays, "images_clip", "clip_resize", "prompt", "forced") | {
         "output_ids": [prompt + answer.ids],
         "fused_text_embeds": answer.fused,

@@ -76,7 +76,7 @@ class Folder(Mapping[str, Tensor]):
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 

@@ -61,7 +61,7 @@ def test_generation_equals_teacher_forcing(model, features):
     answer = generate(model, seen, PROMPT, forced=forced)
     assert torch.allclose(taught.fused, answer.fused, atol=1e-5)
     assert taught.masks[0].shape == (1, 128, 80)
-    assert torch.allclose(taught.masks[0], model.masks(answer.fused, seen, 0, (128, 80)), atol=1e-4)
+    assert torch.allclose(taught.masks[0], model.masks(answer.fused, seen, [0], [(128, 80)])[0], atol=1e-4)
 
 
 def test_codebook_tokens_only_come_as_whole_runs(model, features):

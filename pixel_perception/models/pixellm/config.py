@@ -12,7 +12,7 @@ from pixel_perception.models.sam import TwoWayConfig
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the LLaMA language model; `end` is the id that ends an answer."""
+    """Sizes of the LLaMA language model; `end` is the id that ends an answer, `spread` that of initial weights."""
 
     vocabulary: int = 32008
     dim: int = 4096
@@ -23,6 +23,7 @@ class LanguageConfig:
     eps: float = 1e-6
     context: int = 2048
     end: int = 2
+    spread: float = 0.02
 
     def llama(self) -> LlamaConfig:
         """The same as transformers writes it."""
@@ -30,7 +31,7 @@ class LanguageConfig:
             vocab_size=self.vocabulary, hidden_size=self.dim, num_hidden_layers=self.layers,
             num_attention_heads=self.heads, num_key_value_heads=self.key_heads, intermediate_size=self.mlp,
             rms_norm_eps=self.eps, max_position_embeddings=self.context, pad_token_id=None,
-            eos_token_id=self.end, bos_token_id=1, tie_word_embeddings=False,
+            eos_token_id=self.end, bos_token_id=1, tie_word_embeddings=False, initializer_range=self.spread,
         )
 
 
@@ -97,9 +98,9 @@ class PixelLMConfig:
     def tiny(cls, levels: int = 2, tokens: int = 3) -> "PixelLMConfig":
         """Small enough to learn a few scenes on a processor in a minute: 64 px images, 64 words."""
         return cls(
-            vision=ClipConfig(dim=32, layers=3, heads=2, mlp=64, patch=4, side=64,
+            vision=ClipConfig(dim=32, layers=3, heads=2, mlp=64, patch=8, side=64,
                               levels=tuple(range(-1, -1 - levels, -1))),
-            language=LanguageConfig(vocabulary=64, dim=48, layers=2, heads=4, key_heads=4, mlp=96),
+            language=LanguageConfig(vocabulary=64, dim=48, layers=2, heads=4, key_heads=4, mlp=96, spread=0.1),
             codebook=CodebookConfig(first=64 - levels * tokens, levels=levels, tokens=tokens),
             decoder=PixelDecoderConfig(levels, upscaled=16, transformer=TwoWayConfig(dim=32, heads=4, mlp=64)),
             pooled=4,

@@ -4,6 +4,7 @@ Level 0 is the deepest feature map; each further level works on a map twice as w
 before it, and looks harder where that mask is on. Maps are (batch, channels, height, width).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,15 +53,18 @@ class PixelDecoder(nn.Module):
         self.upscale = upsampler(dim, config.upscaled)
         self.scale_weights = nn.Parameter(torch.full((levels,), 1 / levels))
 
-    def forward(self, targets: Tensor, maps: Tensor) -> DecodedMasks:
-        """targets (T, L, dim); maps (T, L, dim, h, w), or (1, ...) when all targets share an image."""
+    def forward(self, targets: Tensor, maps: Tensor, image_of_target: Sequence[int] | None = None) -> DecodedMasks:
+        """targets (T, L, dim) on the images that `image_of_target` tells (all on the first when it is None).
+
+        maps (B, L, dim, h, w). All targets run at once; an image's maps are widened once for all its targets.
+        """
+        images = torch.as_tensor(image_of_target or [0] * len(targets), device=maps.device)
         logits, qualities = [], []
         for level, transformer in enumerate(self.transformers):
-            source = self.source(level, maps[:, level])
+            source = self.source(level, maps[:, level])[images]
             if level:  # equation 1: twice the feature where the mask before is sure, once where it is not
                 source = source * (logits[-1].sigmoid() + 1)
-            source = source.expand(len(targets), -1, -1, -1) + self.no_mask[:, None, None]
-            mask, quality = self._decode(level, transformer, targets[:, level], source)
+            mask, quality = self._decode(level, transformer, targets[:, level], source + self.no_mask[:, None, None])
             logits.append(mask)
             qualities.append(quality)
         return DecodedMasks(self.combine(logits), [x[:, 0] for x in logits], [x[:, 0] for x in qualities])

@@ -123,23 +123,18 @@ class PixelLM(nn.Module):
         features = self.encode(batch.images, batch.fitted)
         embeddings, valid = self.splice(batch.ids, batch.text_valid, features, batch.image_of_row)
         hidden = self.language(inputs_embeds=embeddings, attention_mask=valid).last_hidden_state
-        groups = [  # one (L N, dim) for each target of each row
-            hidden[r, start - 1 + features.tokens.shape[1] - 1 :][: self.config.codebook.length]
-            for r, row in enumerate(batch.ids) for start in self.config.codebook.find(row)
+        book, shift = self.config.codebook, features.tokens.shape[1] - 1
+        found = [(row, start + shift - 1) for row, ids in enumerate(batch.ids) for start in book.find(ids)]
+        fused = self.fuse([hidden[row, start : start + book.length] for row, start in found], hidden)
+        image_of_target = [batch.image_of_row[row] for row, _ in found]
+        masks = self.masks(fused, features, image_of_target, batch.sources)
+        if batch.labels is None:
+            return Output(masks, fused, hidden, {})
+        questions = [
+            torch.tensor([row for row, _ in found if batch.image_of_row[row] == image], device=hidden.device)
+            for image in range(len(masks))
         ]
-        row_of_target = [r for r, row in enumerate(batch.ids) for _ in self.config.codebook.find(row)]
-        fused = self.fuse(groups, hidden)
-        image_of_target = [batch.image_of_row[r] for r in row_of_target]
-        masks = [
-            self.masks(fused[pick_rows(image_of_target, image)], features, image, source)
-            for image, source in enumerate(batch.sources)
-        ]
-        found = {}
-        if batch.labels is not None:
-            questions = [torch.tensor([r for r, i in zip(row_of_target, image_of_target, strict=True) if i == image],
-                                      device=hidden.device) for image in range(len(masks))]
-            found = self._losses(batch, hidden, masks, questions, features.tokens.shape[1])
-        return Output(masks, fused, hidden, found)
+        return Output(masks, fused, hidden, self._losses(batch, hidden, masks, questions, shift + 1))
 
     def fuse(self, groups: Sequence[Tensor], like: Tensor) -> Tensor:
         """T groups of predicting states (L N, dim of the language model) -> fused targets (T, L, c)."""
@@ -147,12 +142,21 @@ class PixelLM(nn.Module):
             return like.new_zeros(0, self.config.codebook.levels, self.config.dim)
         return self.fusion(self.to_target(torch.stack(list(groups))))
 
-    def masks(self, fused: Tensor, features: ImageFeatures, image: int, source: tuple[int, int]) -> Tensor:
-        """Fused targets (T, L, c) on one image -> mask logits (T, H, W) on its source."""
+    def masks(
+        self, fused: Tensor, features: ImageFeatures, image_of_target: Sequence[int], sources: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Fused targets (T, L, c) on the images told -> B mask logits (K_b, H, W) on the source images.
+
+        `sources` are the (height, width) of all B images. Targets keep their order within an image.
+        """
         if not len(fused):
-            return fused.new_zeros(0, *source)
-        decoded = self.decoder(fused, features.maps[image : image + 1])
-        return unpad(decoded.combined, features.fitted[image], source)
+            return [fused.new_zeros(0, *source) for source in sources]
+        combined = self.decoder(fused, features.maps, image_of_target).combined
+        where = torch.as_tensor(image_of_target, device=fused.device)
+        return [
+            unpad(combined[where == image], fitted, tuple(source))
+            for image, (fitted, source) in enumerate(zip(features.fitted, sources, strict=True))
+        ]
 
     def _losses(self, batch: Batch, hidden: Tensor, masks, questions, image_tokens: int) -> dict[str, Tensor]:
         weights = self.config.losses
@@ -183,11 +187,6 @@ def as_map(tokens: Tensor, side: int) -> Tensor:
 def replace_at(row: Tensor, index: int, inserted: Tensor) -> Tensor:
     """One element of a row replaced by several."""
     return torch.cat([row[:index], inserted.to(row.dtype), row[index + 1 :]])
-
-
-def pick_rows(values: Sequence[int], wanted: int) -> list[int]:
-    """Indices of the wanted value."""
-    return [i for i, value in enumerate(values) if value == wanted]
 
 
 def mask_scores(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers.initialization import no_init_weights
 
 from pixel_perception.models.pixellm.checkpoints import TOWER, load, plain_name
 from pixel_perception.models.pixellm.clip_tower import ClipConfig
@@ -33,7 +34,8 @@ def open_published(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a 13B network must not exist twice, once in float32
     try:
-        model = PixelLM(config)
+        with no_init_weights():  # every tensor is loaded or refused; drawing billions of numbers takes minutes
+            model = PixelLM(config)
     finally:
         torch.set_default_dtype(before)
     load(model, tensors)
