@@ -220,7 +220,7 @@ class Client:
         outcome = future.result().get_result_async()
         self.wait(outcome.done, ANSWER_WITHIN, f"a result of {step.title!r}")
         total, result = time.monotonic() - sent, outcome.result().result
-        # The end may be missing: rclpy's client throws feedback away that its goal's status has overtaken.
+        # The end may be missing: rclpy's client throws feedback away that the result has overtaken.
         if not result.perception.text.startswith("".join(text)):
             raise RuntimeError(f"the streamed text {''.join(text)!r} does not begin the result's {result.perception.text!r}")
         return result.perception, total, firsts[0] if firsts else None

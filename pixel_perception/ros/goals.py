@@ -129,7 +129,8 @@ class PerceiveServer:
     def _job(self, request: Perceive.Goal, goal: Goal) -> Job:
         settings = self._settings()
         self._count += 1
-        query = messages.query_from_msg(request.query, f"goal-{self._count}", request.max_new_tokens or settings.max_new_tokens)
+        query = messages.query_from_msg(request.query, f"goal-{self._count}", request.max_new_tokens or settings.max_new_tokens,
+                                        settings.score_threshold)  # fmt: skip
         timeout = stamp_ns(request.timeout) * 1e-9 or settings.goal_timeout
         if timeout < 0 or request.not_before.sec < 0:
             raise PerceptionError("INVALID_QUERY", f"timeout and not_before: expected 0 or more, found {timeout:g} s "

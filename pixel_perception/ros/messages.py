@@ -35,8 +35,8 @@ def error_code(error: PerceptionError | None) -> int:
     return Perceive.Goal.NONE if error is None else getattr(Perceive.Goal, error.code)
 
 
-def query_from_msg(msg: Query, new_id: str, max_new_tokens: int) -> pp.Query:
-    """A query message as a Query, with `new_id` where it has none.
+def query_from_msg(msg: Query, new_id: str, max_new_tokens: int, score_threshold: float) -> pp.Query:
+    """A query message as a Query, with `new_id` where it has none and `score_threshold` where it has none (0: the bundle's).
 
     Raises PerceptionError INVALID_QUERY for whatever is wrong with it whatever the image will be.
     """
@@ -49,7 +49,7 @@ def query_from_msg(msg: Query, new_id: str, max_new_tokens: int) -> pp.Query:
         boxes=tuple((b.x_min, b.y_min, b.x_max, b.y_max) for b in msg.boxes),
         points=tuple((p.x, p.y) for p in msg.points),
         id=msg.id or new_id,
-        score_threshold=msg.score_threshold or None,
+        score_threshold=msg.score_threshold or score_threshold or None,
         max_instances=msg.max_instances,
         max_new_tokens=max_new_tokens,
     )

@@ -15,6 +15,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.task import Future
 from std_msgs.msg import String
 
@@ -74,8 +76,9 @@ class PerceptionNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
         if hasattr(self, "add_post_set_parameters_callback"):  # Iron and later
             self.add_post_set_parameters_callback(self._apply)
-        self.create_subscription(String, "instruction", self._on_instruction, 10)
-        self.create_subscription(QueryMsg, "query", self._on_query, 10)
+        for kind, topic, callback in ((String, "instruction", self._on_instruction), (QueryMsg, "query", self._on_query)):
+            self.create_subscription(kind, topic, callback, QoSProfile(depth=10),
+                                     qos_overriding_options=QoSOverridingOptions.with_default_policies())  # fmt: skip
         self.create_service(SetQuery, "~/set_query", self._on_set_query)
         self.create_service(GetModelInfo, "~/get_model_info", self._on_get_model_info)
         self._goals = PerceiveServer(self, lambda: self._workers, lambda: self.settings, self._choose_camera, self._why_not)
@@ -209,9 +212,7 @@ class PerceptionNode(LifecycleNode):
         settings = self.settings
         if msg.max_instances == 0:
             msg.max_instances = settings.max_instances
-        if msg.score_threshold == 0.0:
-            msg.score_threshold = settings.score_threshold
-        query = messages.query_from_msg(msg, new_id, settings.max_new_tokens)
+        query = messages.query_from_msg(msg, new_id, settings.max_new_tokens, settings.score_threshold)
         cameras = (self._choose_camera(camera),) if camera else tuple(self._cameras)
         return StandingQuery(Job(query, cameras[0], token), cameras)
 

@@ -227,18 +227,19 @@ class NodeProcess:
     """scripts/perception_node in a process of its own."""
 
     def __init__(self, domain: int, script: str = "perception_node", **parameters: object) -> None:
-        self.log = Path(tempfile.mkstemp(prefix="node-", suffix=".log")[1])
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         arguments = [item for name, value in parameters.items() for item in ("-p", f"{name}:={value}")]
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / script), "--ros-args", *arguments],
-                stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            )  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / script), "--ros-args", *arguments],
+            stdout=self._log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        )  # fmt: skip
 
     @property
     def output(self) -> str:
-        return self.log.read_text()
+        """What it has printed so far."""
+        # The child shares the file's position: read without moving it.
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def stop(self) -> int:
         """Interrupt it as Ctrl-C does; returns its exit status."""

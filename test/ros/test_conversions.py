@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rclpy.parameter import Parameter
@@ -21,6 +23,7 @@ from pixel_perception.ros.standing import View, fallen
 from pixel_perception.ros.transforms import moved, pose_matrix
 from pixel_perception.types import Instance, Mask, Target
 
+ROOT = Path(__file__).parents[2]
 CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2, None), "bgra8": (2, 1, 0, None), "8UC3": (2, 1, 0)}
 
 
@@ -211,6 +214,16 @@ def test_a_score_has_fallen_below_a_part_of_what_it_was():
 ])  # fmt: skip
 def test_parameters_are_refused_with_a_sentence(name, value, configured, sentence):
     assert parameters.refusal([Parameter(name, value=value)], configured) == sentence
+
+
+def test_documents_and_the_parameter_file_say_what_the_table_says():
+    lines = (ROOT / "docs" / "node.md").read_text().splitlines()
+    file = yaml.safe_load((ROOT / "config" / "perception.yaml").read_text())["/**"]["ros__parameters"]
+    for name, spec in parameters.SPECS.items():
+        (row,) = [line for line in lines if line.startswith(f"| `{name}` |") and spec.description in line]
+        assert f"| {spec.change} |" in row
+        assert name == "autostart" or (file[name] == spec.default and type(file[name]) is type(spec.default))
+    assert set(file) == set(parameters.SPECS) - {"autostart"}
 
 
 def test_accepted_parameters_change_the_struct_and_nothing_else():
