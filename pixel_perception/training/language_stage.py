@@ -215,7 +215,7 @@ def build(vocabulary: Vocabulary, start: str | None):
     from pixel_perception.training.words import word_directions
 
     if not start:
-        raise ValueError("--start: expected weights.safetensors of the pixel stage")
+        raise ValueError("--weights: expected weights.safetensors of the pixel stage")
     lower, tokenizer = load_language_model(layers=18)
     encode = PhraseEncoder(lower, tokenizer)
     nouns = word_directions([*vocabulary.nouns, "table"], lower, tokenizer)

@@ -33,7 +33,7 @@ class TrainConfig:
     data: str
     assets: str
     out: str
-    start: str | None = None
+    weights: str | None = None
     minutes: float = 60.0
     steps: int | None = None
     """Optimiser steps; without it the minutes are the budget."""
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="folder of rendered views (pixel-perception simulate)")
     parser.add_argument("--assets", required=True, help="asset folder, for its nouns and colours")
     parser.add_argument("--out", required=True, help="where weights, progress and log go")
-    parser.add_argument("--start", help="weights.safetensors of the stage before (language: required)")
+    parser.add_argument("--weights", help="weights.safetensors of the stage before (language: required)")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget; the learning rate ends with it (default %(default)s)")
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of a time budget")
     parser.add_argument("--batch", type=int, default=6, help="scenes per step and process (default %(default)s)")
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     config = TrainConfig(**vars(parser.parse_args(argv)))
     vocabulary = Vocabulary.of(Catalog.open(config.assets))
-    stage, collate = importlib.import_module(STAGES[config.stage]).build(vocabulary, config.start)
+    stage, collate = importlib.import_module(STAGES[config.stage]).build(vocabulary, config.weights)
     train(config, stage, collate, load(config.data))
     return 0
 
