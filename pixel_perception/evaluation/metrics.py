@@ -104,20 +104,18 @@ def score_set(predicted: list[np.ndarray], true: list[np.ndarray], predicted_box
     return SetScore(total / larger if larger else 1.0, intersection, union, found, len(true), len(predicted))
 
 
-def word_distance(predicted: list[tuple[str, Box]], true: list[tuple[str, Box]]) -> float | None:
-    """Mean over the true words of the mean absolute difference of the four coordinates (normalised to 0..1).
+def word_distances(predicted: list[tuple[str, Box]], true: list[tuple[str, Box]]) -> list[float]:
+    """For every true word that the answer says: mean absolute difference of the four coordinates (normalised to 0..1).
 
-    Each true word is compared with the nearest predicted place of the same spelling, or, where the answer lacks the
-    word, with the nearest place of any word (the published trace metric); an answer without places costs 1 per word.
-    None when there is no true word.
+    A word said several times counts with its nearest place. Words that the answer does not say have no distance (an
+    answer of many words would have one of them near anything), so the share that is said belongs beside the mean.
     """
-    if not true:
-        return None
     distances = []
     for word, place in true:
-        places = [p for w, p in predicted if w == word] or [p for _, p in predicted]
-        distances.append(min((float(np.abs(np.subtract(p, place)).mean()) for p in places), default=1.0))
-    return float(np.mean(distances))
+        places = [p for w, p in predicted if w == word]
+        if places:
+            distances.append(min(float(np.abs(np.subtract(p, place)).mean()) for p in places))
+    return distances
 
 
 def caption_right(caption: str, color: str, nouns: set[str], colors: set[str]) -> tuple[bool, bool]:

@@ -19,11 +19,13 @@ def summarise(rows: list[dict], bundle: str, split: str) -> dict:
 
     families  n, giou (set IoU, misses 0), ciou, p50 (share of true boxes found with IoU > 0.5), t_acc (share answered)
     absent    n and n_acc over absent requests; t_acc over `refer`
+    words     l1 over the true words that were said (`details` has their share); lbm over answers
     """
     samples = [sample for row in rows for sample in row["samples"]]
     steps = [step for row in rows for step in row["follow"]]
     standing, again = metrics.mean(s["standing"] for s in steps), metrics.mean(s["again"] for s in steps)
     regions, words = [r for row in rows for r in row["regions"]], [w for row in rows for w in row["words"]]
+    said = sum(w["said"] for w in words)
     gone = [s for s in samples if s["family"] == "absent"]
     families = {name: family([s for s in samples if s["family"] == name], name in JOINT) for name in FAMILIES}
     return {
@@ -33,7 +35,8 @@ def summarise(rows: list[dict], bundle: str, split: str) -> dict:
         "families": families,
         "absent": {"n": len(gone), "n_acc": _share(s["found"] == 0 for s in gone), "t_acc": families["refer"]["t_acc"]},
         "regions": {"n": len(regions)} | {name: _share(r[name] for r in regions) for name in ("noun", "attribute")},
-        "words": {name: _rounded(metrics.mean(w[name] for w in words)) for name in ("l1", "lbm")},
+        "words": {"l1": _rounded(sum(w["distance"] for w in words) / said) if said else None,
+                  "lbm": _rounded(metrics.mean(w["lbm"] for w in words))},
         "follow": {"frames": len(steps), "ratio": _rounded(standing / again) if again else None},
         "latency_ms": {name: _median(row[f"{name}_ms"] for row in rows) for name in ("first_mask", "all_masks")},
     }
@@ -61,7 +64,9 @@ def details(rows: list[dict]) -> dict:
     by_step: dict[int, list[dict]] = {}
     for step in (step for row in rows for step in row["follow"]):
         by_step.setdefault(step["step"], []).append(step)
+    words = [w for row in rows for w in row["words"]]
     return {
+        "words_said": _rounded(sum(w["said"] for w in words) / sum(w["true"] for w in words)) if words else None,
         "refer_by_form": {form: family([s for s in refer if s["form"] == form], True) for form in _forms(refer)},
         "absent_by_form": {form: _share(s["found"] == 0 for s in gone if s["form"] == form) for form in _forms(gone)},
         "presence": {"ece": _rounded(metrics.calibration_error(scores, outcomes)),
@@ -95,7 +100,8 @@ def table(summary: dict, more: dict | None = None) -> str:
         "",
         f"absent     N-acc {_shown(absent['n_acc'])} at T-acc {_shown(absent['t_acc'])} (n {absent['n']})",
         f"regions    noun {_shown(regions['noun'])}, colour {_shown(regions['attribute'])} (n {regions['n']})",
-        f"words      L1 {_shown(words['l1'])}, LBM {_shown(words['lbm'])}",
+        f"words      L1 {_shown(words['l1'])}, LBM {_shown(words['lbm'])}"
+        + (f", {_shown(more['words_said'])} of the true words said" if more else ""),
         f"follow     {_shown(follow['ratio'])} of asking again ({follow['frames']} frames)",
         f"latency    first mask {_shown(latency['first_mask'])} ms, all masks {_shown(latency['all_masks'])} ms",
     ]

@@ -70,12 +70,17 @@ def normalised(box: metrics.Box, size: tuple[int, int]) -> metrics.Box:
 
 
 def word_scores(result: Result, true: list[tuple[str, metrics.Box]]) -> dict:
-    """L1 and local bipartite matching distance of the answer's word places; boxes of `true` are normalised."""
+    """How well the words of an answer are placed; boxes of `true` are normalised.
+
+    distance  sum over the true words that were said of their mean absolute coordinate difference
+    said, true  how many true words were said, and how many there are
+    lbm  local bipartite matching distance of the two traces; 1 for an answer without places
+    """
     from pixel_perception.evaluation.lbm import lbm
 
     text = result.text.encode()
     places = [(text[w.begin : w.end].decode(errors="replace").strip(" ,.").lower(), normalised(w.box, result.image_size))
               for w in result.words]  # fmt: skip
-    # An answer without places is as far off as can be.
+    distances = metrics.word_distances(places, true)
     trace = lbm(np.array([box for _, box in places]), np.array([box for _, box in true])) if places and true else 1.0
-    return {"l1": metrics.word_distance(places, true), "lbm": trace}
+    return {"distance": sum(distances), "said": len(distances), "true": len(true), "lbm": trace}

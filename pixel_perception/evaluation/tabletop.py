@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pixel_perception.simulation.scene import View
     from pixel_perception.simulation.tabletop import Camera, Tabletop
 
+FORMAT = 2
+"""Of a row; rows of another format in an output folder are made anew."""
 SIZE = (640, 480)
 COUNTS = {"refer": 4, "several": 2, "all_of": 1, "reasoning": 1, "absent": 3, "region": 2, "narrate": 1}
 """How many instructions of a family a scene is asked, where it has something to ask for."""
@@ -92,7 +94,7 @@ def _key(settings: Settings) -> str:
 
     digest = Bundle.open(settings.bundle).digest
     objects = ",".join(sorted(settings.objects)) if settings.objects is not None else "all"
-    return f"{digest[:16]} {objects} {settings.threshold}"
+    return f"rows {FORMAT} {digest[:16]} {objects} {settings.threshold}"
 
 
 def _stored(file: Path | None) -> Iterator[dict]:
@@ -172,7 +174,7 @@ def scene(perception: Perception, table: Tabletop, seed: int, vocabulary: Vocabu
 
     samples  one per instruction with targets or absent ones, see `sample`
     regions  {"caption", "truth", "noun", "attribute"} per asked box
-    words    {"l1", "lbm", "answer", "truth"} per narration or caption with places
+    words    {"distance", "said", "true", "lbm", "answer", "truth"} per narration or caption, see `word_scores`
     follow   {"step", "standing", "again"}: mean IoU per moved frame
     first_mask_ms, all_masks_ms: from the image to the first mask and to the last, first request of the scene; or null
     """

@@ -66,14 +66,12 @@ def test_set_score_of_nothing():
     assert metrics.score_set([block(0, 0, 4, 4)], [], [(0, 0, 4, 4)], []).iou == 0.0
 
 
-def test_word_distance():
+def test_word_distances():
     true = [("red", (0.0, 0.0, 0.2, 0.2)), ("mug", (0.0, 0.0, 0.2, 0.2)), ("bowl", (0.5, 0.5, 0.7, 0.7))]
     predicted = [("red", (0.1, 0.1, 0.3, 0.3)), ("mug", (0.0, 0.0, 0.2, 0.2)), ("mug", (0.9, 0.9, 1.0, 1.0))]
-    # red 0.1, mug 0 (the nearer of two), bowl is missing: nearest place of any word is mug's at (0.9, 0.9, 1, 1).
-    bowl = (0.4 + 0.4 + 0.3 + 0.3) / 4
-    assert metrics.word_distance(predicted, true) == pytest.approx((0.1 + 0 + bowl) / 3)
-    assert metrics.word_distance([], true) == 1.0
-    assert metrics.word_distance(predicted, []) is None
+    # red is off by 0.1, mug by 0 (the nearer of two), bowl is not said.
+    assert metrics.word_distances(predicted, true) == pytest.approx([0.1, 0.0])
+    assert metrics.word_distances([], true) == metrics.word_distances(predicted, []) == []
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ def sample(family: str, found: int, iou: float, presence: float, form: str = "na
 
 ROWS = [
     {"seed": 1, "samples": [sample("refer", 1, 0.8, 0.9, boxes=1), sample("refer", 0, 0.0, 0.2, "color"), sample("absent", 1, 0, 0.6)],
-     "regions": [{"noun": True, "attribute": True}, {"noun": False, "attribute": True}], "words": [{"l1": 0.1, "lbm": 0.2}],
+     "regions": [{"noun": True, "attribute": True}, {"noun": False, "attribute": True}],
+     "words": [{"distance": 0.1, "said": 1, "true": 2, "lbm": 0.2}],
      "follow": [{"step": 1, "standing": 0.6, "again": 0.8}, {"step": 2, "standing": 0.7, "again": 0.5}],
      "first_mask_ms": 100.0, "all_masks_ms": 120.0},
-    {"seed": 2, "samples": [sample("several", 2, 0.5, 0.9), sample("absent", 0, 0, 0.1)], "regions": [], "words": [{"l1": 0.3, "lbm": 0.4}],
+    {"seed": 2, "samples": [sample("several", 2, 0.5, 0.9), sample("absent", 0, 0, 0.1)], "regions": [],
+     "words": [{"distance": 0.5, "said": 2, "true": 2, "lbm": 0.4}],
      "follow": [], "first_mask_ms": None, "all_masks_ms": None},
 ]  # fmt: skip
 
@@ -48,6 +50,7 @@ def test_summary_has_the_documented_keys_and_figures():
 
 def test_details_and_table():
     more = report.details(ROWS)
+    assert more["words_said"] == 0.75
     assert more["refer_by_form"]["color"]["t_acc"] == 0.0 and more["refer_by_form"]["name"]["giou"] == 0.8
     assert more["follow_by_step"]["2"] == {"standing": 0.7, "again": 0.5}
     text = report.table(report.summarise(ROWS, "compact 1", "test"), more)
@@ -88,8 +91,8 @@ def test_sample_counts_what_was_found_and_meant():
 def test_word_scores_of_the_truth_and_of_silence():
     places = (WordLocation(0, 3, (0, 0, 4, 4)), WordLocation(4, 7, (0, 0, 4, 4)))
     true = [("red", (0.0, 0.0, 0.2, 0.4)), ("mug", (0.0, 0.0, 0.2, 0.4))]
-    assert scoring.word_scores(found(text="red mug", words=places), true) == {"l1": 0.0, "lbm": 0.0}
-    assert scoring.word_scores(found(text="red mug"), true) == {"l1": 1.0, "lbm": 1.0}
+    assert scoring.word_scores(found(text="red mug", words=places), true) == {"distance": 0.0, "said": 2, "true": 2, "lbm": 0.0}
+    assert scoring.word_scores(found(text="red mug"), true) == {"distance": 0, "said": 0, "true": 2, "lbm": 1.0}
 
 
 @pytest.fixture
