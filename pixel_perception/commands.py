@@ -171,8 +171,8 @@ def inspect(argv: Sequence[str]) -> int:
 
 def assemble(argv: Sequence[str]) -> int:
     """`pixel-perception assemble`."""
-    parser = Parser("pixel-perception assemble", description="Put a bundle together from the trained parts and the published base "
-                    "language model, with numpy and onnx alone. A bundle that was made of the same is kept.")
+    parser = Parser("pixel-perception assemble", description="Put a bundle together from the trained parts and the published "
+                    "base language model, with numpy and\nonnx alone. A bundle that was made of the same is kept.")
     parser.add_argument("--parts", metavar="DIR", help="folder of trained parts; without it the shipped weights/compact")
     parser.add_argument("--language-model", metavar="FILE", help="the base model's GGUF file; without it found or downloaded")
     parser.add_argument("--output", metavar="DIR", help="bundle to make; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")

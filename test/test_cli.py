@@ -104,6 +104,12 @@ def test_recording_that_is_none(capsys, tmp_path):
     assert "recording.json: not found" in refusal(capsys, "demo", "--recording", str(tmp_path))
 
 
+def test_a_folder_of_other_things_is_not_replaced(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("only copy")
+    assert "found other files" in refusal(capsys, "record", str(tmp_path), "--assets", str(tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "only copy"
+
+
 def test_seeds_stay_in_their_split():
     assert split_seeds((900_000, 1_000_000), "test", None, 3) == range(900_000, 900_003)
     for start, count in ((899_999, 3), (999_999, 2), (None, 0)):

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from pixel_perception.commands import add_assets, chosen_assets
 
     parser = Parser("pixel-perception record", description=ABOUT)
-    parser.add_argument("output", help="folder to make; what it holds is replaced")
+    parser.add_argument("output", help="folder to make; a recording that is there already is replaced, its instructions.json kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[900_006, 900_013, 900_020], metavar="S",
                         help="scenes to record (default: three of the test split)")
     parser.add_argument("--frames", type=int, default=4, metavar="N", help="frames per scene")
@@ -44,12 +44,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.ids and not arguments.images:
         parser.error("--ids needs --images")
     assets, objects = chosen_assets(arguments)
+    folder = Path(arguments.output)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "recording.json").is_file():
+        raise PerceptionError("INVALID_QUERY", f"{folder}: expected a new or empty folder or an earlier recording, found other files")
 
     from tqdm import tqdm
 
     from pixel_perception.simulation.catalog import Catalog
 
-    folder, catalog = Path(arguments.output), Catalog.open(assets, only=set(objects) if objects else None)
+    catalog = Catalog.open(assets, only=set(objects) if objects else None)
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -22,6 +22,8 @@ ABOUT = """Answer language goals about camera images on this machine: a camera t
 node and a client run as three ROS 2 processes. The client asks through the topic and the action; answers are printed as they
 arrive, and OUTPUT gets index.html, overlays, results.json, logs and an MCAP bag of inputs and results. The exit code is 0
 when every answer arrived."""
+MADE = ("index.html", "results.json", "node.log", "camera.log", "overlays", "bag")
+"""What a run leaves in its output folder."""
 LIMIT_S = 600
 """Seconds after which a client that hangs is stopped."""
 STOP_S = 10
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the three processes, then make the page."""
     parser = Parser("pixel-perception demo", description=ABOUT)
     parser.add_argument("--bundle", metavar="DIR", help="bundle to run; without it the one in the cache")
-    parser.add_argument("--output", metavar="DIR", default="out/demo", help="folder for the results; what it holds is replaced")
+    parser.add_argument("--output", metavar="DIR", default="out/demo", help="folder for the results; those of an earlier run are replaced")
     parser.add_argument("--recording", metavar="DIR",
                         help="recording to play, with an instructions.json; without it the shipped one")
     arguments = parser.parse_args(argv)
@@ -51,8 +53,9 @@ def main(argv: Sequence[str]) -> int:
     from pixel_perception.bundle import Bundle
 
     bundle, output = Bundle.open(arguments.bundle), Path(arguments.output)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in MADE:  # and nothing else that may lie in the folder
+        shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink(missing_ok=True)
     started = time.monotonic()
     code = play(bundle.folder.absolute(), folder.absolute(), output.absolute())
     if (output / "results.json").is_file():
@@ -68,6 +71,7 @@ def play(bundle: Path, recording: Path, output: Path) -> int:
     """Start camera, node and client; returns the client's exit code, or 1 when it had to be stopped."""
     environment = ros_environment()
     running: list[subprocess.Popen] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the others must end with this one, however it is told to
     try:
         for name, module, parameters in (
             ("camera", "camera", {"folder": recording}),
