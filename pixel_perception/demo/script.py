@@ -130,6 +130,7 @@ def line(answer: Answer) -> str:
 
 
 def _cut(text: str, length: int) -> str:
+    text = " ".join(text.split())  # a line of the table is one line
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -170,5 +170,7 @@ def test_table_has_a_line_for_every_kind_of_answer():
     line = script.line(script.Answer(step, None, gone, 10, "", ms, 1.0))
     assert "hammer (not there)" in line and "0.10" in line and "1.00" in line and "300" in line
     assert "no answer" in script.line(script.Answer(step, None, None, -1, "", None, None))
+    rambling = Result("q", (640, 480), "one line\nand another, and so on and on without an end")
+    assert "\n" not in script.line(script.Answer(step, None, rambling, 0, "", ms, None))
     captions = Result("q", (640, 480), regions=(Region((0, 0, 1, 1), "red mug", 0.7), Region((0, 0, 1, 1), "bowl", 0.6)))
     assert "red mug; bowl" in script.line(script.Answer(step, None, captions, 0, "", ms, None))
