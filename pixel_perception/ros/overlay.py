@@ -10,11 +10,11 @@ from pixel_perception.ros.conversions import rgb_to_image
 
 
 def overlay(answer: Answer) -> Image | None:
-    """An rgb8 message of the image's size with masks, boxes, captions and words; None when there is no image."""
+    """An rgb8 message of the image's size with masks, boxes, labels and captions; None when there is no image."""
     if answer.pixels is None:
         return None
     result = answer.result
     drawn = answer.pixels
     if result is not None:
-        drawn = drawing.draw(drawn, result.instances, result.regions, result.words, result.text)
+        drawn = drawing.draw(drawn, result.instances, result.regions)  # labels and captions say what the words would
     return rgb_to_image(answer.frame.msg.header, drawn)
