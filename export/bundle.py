@@ -157,7 +157,7 @@ def write_parts(
             tensors |= constants
             onnx.save(bones, work / f"{name}.onnx")
             specs[name] = graph_spec(work / f"{name}.onnx", bones, "fp32")
-        save_file({name: np.ascontiguousarray(t, np.float16) for name, t in tensors.items()}, work / TRAINED)
+        save_file({name: np.require(t, np.float16, "C") for name, t in tensors.items()}, work / TRAINED)
         write_manifest(
             work,
             Manifest(

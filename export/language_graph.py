@@ -102,7 +102,7 @@ class GraphWriter:
         self.precision, self.accuracy_level = precision, accuracy_level
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.require(value, requirements="C"), name))
         return name
 
     def unique(self, value: np.ndarray) -> str:

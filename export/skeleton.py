@@ -29,9 +29,9 @@ def strip(
     known: dict[tuple, str] = {}
     for name, value in weights.items():
         if value.ndim == 2:
-            known[value.T.shape, np.ascontiguousarray(value.T).tobytes()] = TRANSPOSED + name
+            known[value.T.shape, value.T.tobytes()] = TRANSPOSED + name
     for name, value in weights.items():
-        known[value.shape, np.ascontiguousarray(value).tobytes()] = WEIGHT + name
+        known[value.shape, value.tobytes()] = WEIGHT + name
     out, constants = onnx.ModelProto(), {}
     out.CopyFrom(model)
     for tensor in out.graph.initializer:
