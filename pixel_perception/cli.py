@@ -19,9 +19,11 @@ COMMANDS = {
     "assemble": ("pixel_perception.commands", "assemble", "put a bundle together from base weights and trained parts"),
     "evaluate": ("pixel_perception.evaluation.command", "main", "score a bundle on simulated scenes or photographs"),
     "simulate": ("pixel_perception.commands", "simulate", "render scenes with ground truth"),
+    "data": ("pixel_perception.training.tasks.check", "main", "check a data set's folder, or show what a model would see of it"),
     "train": ("pixel_perception.training.train", "main", "train the compact model"),
     "export": ("pixel_perception.export.command", "main", "turn a checkpoint into the parts that a bundle needs"),
     "parity": ("pixel_perception.export.parity", "main", "compare a bundle with the torch model it came from"),
+    "oracle": ("pixel_perception.evaluation.oracle", "main", "compare the papers' networks with reference numbers"),
     "record": ("pixel_perception.demo.record", "main", "make the recording that the demo plays"),
 }  # fmt: skip
 """Name: (module, function that takes the arguments after the name, one line of help)."""
