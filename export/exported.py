@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ QUESTIONS = (
     "describe", "how many bowls are there", "the yellow banana, the green apple and the blue bowl", "the largest object",
     "what can be eaten", "the purple unicorn", "the box left of the bottle", "describe",
 )  # fmt: skip
-"""Asked in turn; "describe" asks about the best proposal."""
+"""Asked in turn about pictures of which nothing is known; "describe" asks about the best proposal."""
 MOST_TOKENS = 64
 
 
@@ -77,13 +78,36 @@ def read_samples(folder: Path, count: int) -> list[Sample]:
         )
     # Spread over the folder: neighbours are often views of one scene.
     files = [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]
+    known = _scene_questions(folder)
     samples = []
     for i in range(count):
-        with Image.open(files[i % len(files)]) as picture:
+        file = files[i % len(files)]
+        with Image.open(file) as picture:
             frame = np.asarray(picture.convert("RGB"))
         letterbox = Letterbox(frame.shape[1], frame.shape[0])
-        samples.append(Sample(letterbox.image(frame), letterbox.whole, QUESTIONS[i % len(QUESTIONS)]))
+        question = known[file.stem][i % len(known[file.stem])] if file.stem in known else QUESTIONS[i % len(QUESTIONS)]
+        samples.append(Sample(letterbox.image(frame), letterbox.whole, question))
     return samples
+
+
+def _scene_questions(folder: Path) -> dict[str, list[str]]:
+    """Where the folder holds rendered scenes: what may be asked about each view, by its id. Answers that are sure of
+    themselves show what an export does to them; a question about nothing in particular shows mostly chance."""
+    from pixel_perception.simulation.dataset import load
+    from pixel_perception.simulation.instructions import instructions
+    from pixel_perception.simulation.phrases import Vocabulary
+
+    if not any(Path(folder).glob("views-*.jsonl")):
+        return {}
+    records = load(folder)
+    objects = [thing for record in records for thing in record.objects]
+    vocabulary = Vocabulary(tuple(sorted({o.noun for o in objects})), tuple(sorted({o.color for o in objects})))
+    asked = {}
+    for record in records:
+        rng = random.Random(record.id)
+        texts = [i.text.lower().rstrip(".!? ") for i in instructions(record.objects, record.size, rng, vocabulary)]
+        asked[record.id] = rng.sample(texts, len(texts))
+    return asked
 
 
 class Exported:

@@ -59,7 +59,8 @@ def compare(model, bundle: Bundle, samples: Sequence[Sample]) -> dict:
     """Figures of a bundle against the torch model (in fp32, in eval mode) that it came from.
 
     {"backends": {"onnxruntime-cpu": {"hidden_cosine" and "hidden_cosine_min" at target tokens, "token_agreement" and
-    "kl" (nats) per choice, "mask_iou" (and "mask_iou_min") of targets, "object_mask_iou" of proposals, "box_error_px"
+    "kl" (nats) per choice, "mask_iou" (and "mask_iou_min") of targets that
+    either side calls present, "object_mask_iou" of proposals, "box_error_px"
     of target masks and "proposal_error_px" in network pixels, "presence_error" as probability}}, "prompts", "targets"}.
     A figure without a case is None.
     """
@@ -82,7 +83,8 @@ def compare(model, bundle: Bundle, samples: Sequence[Sample]) -> dict:
             continue
         for i, (theirs, ours) in enumerate(zip(masks > 0, trace.masks > 0, strict=True)):
             target = i < len(trace.groups)
-            if theirs.any() or ours.any():
+            shown = not target or max(_sigmoid(presence[i]), _sigmoid(trace.presence[i])) >= exported.manifest.thresholds.presence
+            if shown and (theirs.any() or ours.any()):  # nobody is shown the mask of an absent target
                 lists["iou" if target else "object"].append(
                     float((theirs & ours).sum() / (theirs | ours).sum())
                 )
