@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the parts, for example weights/compact"
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
+    parser.add_argument("--images", type=Path, required=True,
+                        help="folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
     parser.add_argument(
         "--prompts",
         type=int,

@@ -7,6 +7,8 @@ with torch by `pixel_perception.export.parity`.
 
 from __future__ import annotations
 
+import logging
+
 import onnx
 import torch
 from torch import Tensor, nn
@@ -128,6 +130,7 @@ def _export(
     outputs: tuple[str, ...],
 ) -> onnx.ModelProto:
     # The exporter turns a symbolic size into a constant when the example's size is 0 or 1; the examples use 2 and 3.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
     shapes = {key: dict.fromkeys(which, torch.export.Dim.DYNAMIC) or None for key, which in axes.items()}
     with torch.no_grad():
         program = torch.onnx.export(
