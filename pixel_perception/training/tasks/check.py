@@ -6,16 +6,20 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixel_perception.cli import Parser
 from pixel_perception.training.tasks.registry import DATA_SETS, find
-from pixel_perception.training.tasks.sample import SLOT, Sample, Task, TaskError
+from pixel_perception.training.tasks.sample import SLOT, Rle, Sample, Task, TaskError
+from pixel_perception.types import Box
 
 if TYPE_CHECKING:
     import numpy as np
 
+WIDE, GREY = 420, (90, 90, 90)
+"""Least width of a picture on the sheet in pixels, and the colour of what counts neither way."""
 USAGE = """usage: pixel-perception data check NAME PATH [--split S] [--json]
        pixel-perception data show NAME PATH --out FILE [--split S] [--count N]
        pixel-perception data list
@@ -87,8 +91,8 @@ def show(argv: Sequence[str]) -> int:
     places = [(task, i) for task in tasks for i in rng.sample(range(len(task)), min(len(task), arguments.count))]
     chosen = rng.sample(places, min(len(places), arguments.count))
     pictures = [picture(task[i], f"{task.name} {task.split}", rng) for task, i in chosen]
-    tallest = max(p.shape[0] * 420 // p.shape[1] for p in pictures)
-    sheet = contact_sheet(pictures, min(3, len(pictures)), (426, min(tallest, 900) + 6))
+    tallest = max(p.shape[0] * WIDE // p.shape[1] for p in pictures)
+    sheet = contact_sheet(pictures, min(3, len(pictures)), (WIDE + 6, min(tallest, 900) + 6))
     try:
         Image.fromarray(sheet).save(arguments.out)
     except ValueError:  # PIL's way to say that it knows no such kind of file
@@ -108,28 +112,35 @@ def picture(sample: Sample, title: str, rng: random.Random, most: int = 6) -> np
     from pixel_perception.types import Region
 
     with Image.open(sample.image) as stored:
-        image = np.array(stored.convert("RGB"))
-    rounds = converse(sample, rng)
+        factor = max(1.0, WIDE / stored.width)  # small pictures would leave the labels no room
+        size = round(stored.width * factor), round(stored.height * factor)
+        image = np.array(stored.convert("RGB").resize(size))
+
+    def tint(mask: Rle | None, color: tuple[int, int, int]) -> None:
+        if mask is not None:
+            paint(image, np.asarray(Image.fromarray(to_bits(mask)).resize(size)), (0, 0), color)
+
+    def scaled(box: Box) -> Box:
+        return tuple(v * factor for v in box)
+
     regions, lines, number = [], [title, str(sample.source).rsplit("/", 1)[-1]], 0
-    for asked in rounds:
+    for asked in converse(sample, rng):
         answer = asked.answer
         for target in asked.targets:
             number += 1
-            if target.mask is not None:
-                paint(image, to_bits(target.mask), (0, 0), COLORS[(number - 1) % len(COLORS)])
+            tint(target.mask, COLORS[(number - 1) % len(COLORS)])
+            tint(target.ignore, GREY)
             if target.box is not None:
-                regions.append(Region(target.box, f"{number}", 1.0))
+                regions.append(Region(scaled(target.box), f"{number}", 1.0))
             answer = answer.replace(SLOT, f"[{number}]", 1)
         lines += [f"Q: {asked.question}", f"A: {answer}"]
     captions = sample.captions[:most]
-    regions += [Region(caption.box, caption.text, 1.0) for caption in captions if caption.box is not None]
+    regions += [Region(scaled(caption.box), caption.text, 1.0) for caption in captions if caption.box is not None]
     lines += [caption.text for caption in captions if caption.box is None]
     drawn = draw(image, regions=regions)
-    if captions and captions[0].words:
-        drawn = draw(drawn, words=captions[0].words, text=captions[0].text)
-    if drawn.shape[1] < 420:  # small pictures would leave the texts no room
-        factor = 420 / drawn.shape[1]
-        drawn = np.asarray(Image.fromarray(drawn).resize((420, round(drawn.shape[0] * factor))))
+    for caption in captions[:1]:
+        placed = [replace(word, box=scaled(word.box)) for word in caption.words]
+        drawn = draw(drawn, words=placed, text=caption.text)
     return np.concatenate([drawn, band(lines, drawn.shape[1])])
 
 
