@@ -77,7 +77,7 @@ class CompactConfig:
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict) -> "CompactConfig":
+    def from_dict(values: dict) -> CompactConfig:
         """Inverse of `to_dict`."""
         language = dict(values["language"])
         language["lora_modules"] = tuple(language["lora_modules"])
