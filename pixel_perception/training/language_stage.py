@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.losses import refinement_map, text_cross_entropy
 from pixel_perception.models.perception_model import PerceptionModel
+from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.instructions import Instruction, one
 from pixel_perception.simulation.phrases import Vocabulary
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
@@ -28,6 +29,10 @@ MIX = {"refer": 4, "several": 1.5, "all_of": 1, "reasoning": 1.2, "count": 0.4, 
 REFINEMENT = 2.0
 """PixelLM's alpha: weight of pixels that several targets of one answer claim."""
 PROPOSAL_THRESHOLD = 0.3
+STEADY_FORMS = ("name", "color", "synonym", "all", "affordance")
+"""Phrases that mean the same objects from wherever one looks."""
+ELSEWHERE = 0.5
+"""Weight of decoding the targets in another view of the scene, which is what following a standing instruction does."""
 
 
 def visual_prefix(model: PerceptionModel, features, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,11 +122,14 @@ class LanguageStage(nn.Module):
         model = self.model
         queries = self._queries(states, batch["group_at"])
         decoded = model.pixel_decoder(features, queries)
+        elsewhere = target_losses(model.pixel_decoder(model.image_encoder(batch["other_images"]), queries),
+                                  batch["other_masks"], batch["other_there"], batch["other_judged"])  # fmt: skip
         there = batch["there"]
         weights = torch.ones_like(batch["masks"])
         weights[there] = refinement_map(decoded.mask[there], REFINEMENT, batch["group_round"][there])
         losses = target_losses(decoded, batch["masks"], there, batch["judged"], weights)
         losses["presence"] = 1.5 * losses["presence"]
+        losses["elsewhere"] = ELSEWHERE * sum(elsewhere.values())
         taught = batch["taught"]
         with torch.no_grad():
             wanted = self.teacher_query(batch["phrases"])
@@ -141,9 +149,10 @@ def draw_rounds(scene: Scene, rng: random.Random, vocabulary: Vocabulary) -> lis
     return out
 
 
-def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, writer: RoundWriter, encode: PhraseEncoder,
-            shape: tuple[int, int], distil: float) -> dict[str, Tensor]:
-    """Scenes -> tensors of `LanguageStage`. `shape` is (h, w) of the stride-8 map; `distil` weighs the teacher."""
+def collate(scenes: list[Scene], others: list[Scene], rng: random.Random, vocabulary: Vocabulary, writer: RoundWriter,
+            encode: PhraseEncoder, shape: tuple[int, int], distil: float) -> dict[str, Tensor]:
+    """Scenes -> tensors of `LanguageStage`. `others` are views of the same scenes from elsewhere; `shape` is (h, w) of the
+    stride-8 map; `distil` weighs the teacher."""
     rows, region_image, region_slot, words = [], [], [], []
     base = region_targets(scenes, vocabulary, rng, 8)
     for b, scene in enumerate(scenes):
@@ -175,6 +184,8 @@ def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, wri
         "word_image": torch.tensor([w[0] for w in words], dtype=torch.long),
         "word_at": torch.tensor([w[1] for w in words], dtype=torch.long),
         "word_box": torch.tensor([w[2] for w in words]).view(-1, 4), "distil": torch.tensor(distil),
+        "other_images": images(others), "other_masks": torch.zeros(count, slots, h4, w4),
+        "other_there": torch.zeros(count, slots, dtype=torch.bool), "other_judged": torch.zeros(count, slots, dtype=torch.bool),
         "masks": torch.zeros(count, slots, h4, w4), "there": torch.zeros(count, slots, dtype=torch.bool),
         "judged": torch.zeros(count, slots, dtype=torch.bool), "taught": torch.zeros(count, slots, dtype=torch.bool),
         "group_at": torch.zeros(count, slots, dtype=torch.long), "group_round": torch.zeros(count, slots, dtype=torch.long),
@@ -187,6 +198,11 @@ def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, wri
             batch["masks"][b, t] = scene.mask(target.labels)
             batch["taught"][b, t] = target.form != "narrate" or _unique(scene, target)
             texts[b * slots + t] = target.text
+            if target.form in STEADY_FORMS and target.labels:
+                ids = {scene.by_label(label).id for label in target.labels}
+                seen = tuple(o.label for o in others[b].objects if o.id in ids)
+                batch["other_masks"][b, t], batch["other_there"][b, t] = others[b].mask(seen), bool(seen)
+                batch["other_judged"][b, t] = True
     batch["phrases"] = encode([t or "object" for t in texts]).unflatten(0, (count, slots))
     batch["heat"], batch["centres"], batch["near"] = centre_targets(scenes, *shape)
     return batch
@@ -201,6 +217,10 @@ def _slot(base: dict[str, Tensor], b: int, scene: Scene, label: int, vocabulary:
     base["boxes"][b, slot] = torch.tensor(scene.box(thing)).clamp(0, 1)
     base["noun"][b, slot], base["color"][b, slot] = vocabulary.nouns.index(thing.noun), vocabulary.colors.index(thing.color)
     return slot
+
+
+def _scene_of(record: Record) -> str:
+    return record.id.rsplit("-", 1)[0]
 
 
 def _unique(scene: Scene, target) -> bool:
@@ -232,11 +252,21 @@ def build(vocabulary: Vocabulary, start: str | None):
     stage = LanguageStage(model, teacher)
     if continued:
         stage.load_state_dict(weights, strict=False)
-    writer, image = RoundWriter(tokenizer, config), config.image
+    writer, shape = RoundWriter(tokenizer, config), (config.image.height // 8, config.image.width // 8)
+
+    views: dict[str, list[Record]] = {}
+
+    def elsewhere(record: Record, rng: random.Random) -> Record:
+        """Another view of a record's scene; the same one where there is no other."""
+        if not views:
+            for found in load(record.folder):
+                views.setdefault(_scene_of(found), []).append(found)
+        return rng.choice([r for r in views[_scene_of(record)] if r.id != record.id] or [record])
 
     def prepare(records, rng, done):
         scenes = [Scene(r, rng) for r in records]
+        others = [Scene(elsewhere(r, rng), rng) for r in records]
         # The teacher leads at first and is gone after two thirds of the run.
-        return collate(scenes, rng, vocabulary, writer, encode, (image.height // 8, image.width // 8), 0.5 * max(0.0, 1 - 1.5 * done))
+        return collate(scenes, others, rng, vocabulary, writer, encode, shape, 0.5 * max(0.0, 1 - 1.5 * done))
 
     return stage, prepare

@@ -3,58 +3,24 @@
 import json
 import random
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from painted import HEIGHT, VOCABULARY, WIDTH, HashedPhrases, paint
 from safetensors.torch import load_file
 from torch import nn
 
 from pixel_perception.models.config import CompactConfig, ImageConfig, LanguageConfig, RegionConfig
 from pixel_perception.models.perception_model import PerceptionModel
-from pixel_perception.simulation.catalog import PALETTE
-from pixel_perception.simulation.dataset import load
-from pixel_perception.simulation.phrases import Vocabulary
 from pixel_perception.training.pixel_stage import PixelStage, collate
 from pixel_perception.training.scenes import Scene
 from pixel_perception.training.train import TrainConfig, train
 
-WIDTH, HEIGHT = 128, 96
 CONFIG = CompactConfig(ImageConfig(WIDTH, HEIGHT, 32, 8, 1), region=RegionConfig(proposals=4), language=LanguageConfig(hidden=16))
-VOCABULARY = Vocabulary(("ball", "box", "plate", "cup", "hammer"), ("blue", "green", "red"))
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("views")
-    rng, lines = random.Random(0), []
-    for k in range(4):
-        image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-        labels, objects = np.zeros((HEIGHT, WIDTH), np.uint8), []
-        for label, noun in enumerate(VOCABULARY.nouns[:3], start=1):
-            color = VOCABULARY.colors[(k + label) % 3]
-            x, y, side = 8 + 40 * (label - 1), rng.randint(5, 50), 32
-            image[y : y + side, x : x + side] = np.array(PALETTE[color]) * 255
-            labels[y : y + side, x : x + side] = label
-            objects.append({"label": label, "id": noun, "noun": noun, "color": color, "synonyms": [], "area": side * side,
-                            "box": [x, y, x + side, y + side], "position": [0, 0, 0]})  # fmt: skip
-        Image.fromarray(image).save(folder / f"{k}.jpg", quality=95)
-        Image.fromarray(labels).save(folder / f"{k}.png")
-        lines.append(json.dumps({"id": str(k), "size": [WIDTH, HEIGHT], "objects": objects}))
-    (folder / "views-000000.jsonl").write_text("\n".join(lines))
-    return load(folder)
-
-
-class HashedPhrases:
-    """Fixed random vectors per word, summed: tells phrases apart without a language model."""
-
-    width = 24
-
-    def __call__(self, phrases):
-        return torch.stack([sum(self._word(w) for w in p.split()) for p in phrases])
-
-    def _word(self, word):
-        return torch.randn(self.width, generator=torch.Generator().manual_seed(sum(map(ord, word)) * 7 + len(word)))
+    return paint(tmp_path_factory.mktemp("views"))
 
 
 def stage():

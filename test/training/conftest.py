@@ -1,0 +1,6 @@
+"""Lets the training tests import `painted`, which pytest's importlib mode leaves out of the path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
