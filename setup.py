@@ -20,7 +20,7 @@ def shared(folder: str) -> list[tuple[str, list[str]]]:
     return [(f"share/pixel_perception/{path.parent}", [str(path)]) for path in files if "__pycache__" not in path.parts]
 
 
-train = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "accelerate>=1.0", "safetensors", "scipy"]
+train = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "accelerate>=1.0", "safetensors", "scipy", "pycocotools>=2.0.8"]
 export = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "onnxscript>=0.7"]
 bench = ["mujoco>=3.8", "pycocotools>=2.0.8", "scipy", "psutil"]
 

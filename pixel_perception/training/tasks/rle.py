@@ -19,7 +19,7 @@ def coder():
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "pycocotools":
             raise
-        raise TaskError("pycocotools", "masks of data sets need this Python package; install pixel_perception[bench]") from None
+        raise TaskError("pycocotools", "masks of data sets need this Python package; install pixel_perception[train]") from None
     return mask
 
 
