@@ -25,8 +25,7 @@ from pixel_perception.training import language_stage
 
 def platt(logits: Tensor, there: Tensor) -> tuple[float, float]:
     """Scale and offset that make sigmoid(scale * logit + offset) the chance of presence, at even odds."""
-    x, y = logits.double(), there.double()
-    weight = torch.where(there, 0.5 / y.mean().clamp(min=1e-6), 0.5 / (1 - y).mean().clamp(min=1e-6))
+    x, y, weight = logits.double(), there.double(), even_odds(there)
     values = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
     optimiser = torch.optim.LBFGS([values], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -40,12 +39,17 @@ def platt(logits: Tensor, there: Tensor) -> tuple[float, float]:
     return values[0].item(), values[1].item()
 
 
+def even_odds(there: Tensor) -> Tensor:
+    """Weights (n,) with mean 1 under which as much is present as absent."""
+    share = there.double().mean().clamp(1e-6, 1 - 1e-6)
+    return torch.where(there, 0.5 / share, 0.5 / (1 - share))
+
+
 def expected_calibration_error(scores: Tensor, there: Tensor, bins: int = 10) -> float:
-    """Mean gap between score and frequency over equal bins of the score, weighted by how many fall in each."""
-    index = (scores * bins).long().clamp(max=bins - 1)
-    gaps = [(index == b).float().mean() * (scores[index == b].mean() - there[index == b].float().mean()).abs()
-            for b in range(bins) if (index == b).any()]  # fmt: skip
-    return float(sum(gaps))
+    """Mean gap between score and frequency over equal bins of the score, at even odds."""
+    weight, index = even_odds(there), (scores * bins).long().clamp(max=bins - 1)
+    gaps = [(weight * (scores - there.double()))[index == b].sum().abs() for b in range(bins)]
+    return float(sum(gaps) / len(scores))
 
 
 def main(argv: list[str] | None = None) -> int:
