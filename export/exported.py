@@ -7,12 +7,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
+
+if TYPE_CHECKING:
+    from pixel_perception.simulation.scene import SceneObject
 
 QUESTIONS = (
     "the red mug", "describe the scene", "the leftmost object and the banana", "something to drink from", "all cups",
@@ -91,23 +95,45 @@ def read_samples(folder: Path, count: int) -> list[Sample]:
 
 
 def _scene_questions(folder: Path) -> dict[str, list[str]]:
-    """Where the folder holds rendered scenes: what may be asked about each view, by its id. Answers that are sure of
-    themselves show what an export does to them; a question about nothing in particular shows mostly chance."""
-    from pixel_perception.simulation.dataset import load
+    """Where the folder holds rendered views or a recording: what may be asked about each simulated image, by its stem.
+    Answers that are sure of themselves show what an export does to them; a question about nothing in particular shows
+    mostly chance."""
     from pixel_perception.simulation.instructions import instructions
     from pixel_perception.simulation.phrases import Vocabulary
 
-    if not any(Path(folder).glob("views-*.jsonl")):
-        return {}
-    records = load(folder)
-    objects = [thing for record in records for thing in record.objects]
-    vocabulary = Vocabulary(tuple(sorted({o.noun for o in objects})), tuple(sorted({o.color for o in objects})))
+    seen = _known_objects(Path(folder))
+    things = [thing for _, objects in seen.values() for thing in objects]
+    vocabulary = Vocabulary(tuple(sorted({o.noun for o in things})), tuple(sorted({o.color for o in things})))
     asked = {}
-    for record in records:
-        rng = random.Random(record.id)
-        texts = [i.text.lower().rstrip(".!? ") for i in instructions(record.objects, record.size, rng, vocabulary)]
-        asked[record.id] = rng.sample(texts, len(texts))
+    for name, (size, objects) in seen.items():
+        rng = random.Random(name)
+        texts = [i.text.lower().rstrip(".!? ") for i in instructions(objects, size, rng, vocabulary)]
+        asked[name] = rng.sample(texts, len(texts))
     return asked
+
+
+def _known_objects(folder: Path) -> dict[str, tuple[tuple[int, int], tuple[SceneObject, ...]]]:
+    """Image stem -> (width, height) and the objects in it."""
+    from pixel_perception.demo.recording import Recording
+    from pixel_perception.simulation.dataset import load
+    from pixel_perception.simulation.scene import SceneObject
+
+    if any(folder.glob("views-*.jsonl")):
+        return {record.id: (record.size, record.objects) for record in load(folder)}
+    if not (folder / "recording.json").is_file():
+        return {}
+    found = {}
+    for frame in Recording.open(folder).frames:
+        height, width = frame.image().shape[:2]
+        objects = tuple(SceneObject(t.label, t.name, t.noun, t.color, t.synonyms, tuple(map(int, t.box)), _area(t.box), (0.0, 0.0, 0.0))
+                        for t in frame.things)  # fmt: skip
+        if objects:
+            found[frame.image_file.stem] = ((width, height), objects)
+    return found
+
+
+def _area(box: Sequence[float]) -> int:
+    return int((box[2] - box[0]) * (box[3] - box[1]))
 
 
 class Exported:
