@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixel_perception.bundle import MANIFEST, Manifest, Thresholds, file_digest, write_manifest
+from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.bundle import assemble, load_trained, replacing, write_parts
 
@@ -54,9 +54,9 @@ def load_run(path: Path):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pixel-perception export`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pixel-perception export",
-        description="Export a training run of the compact model. The parts are written only if the bundle assembled from them "
+        description="Export a training run of the compact model. The parts are written only if the bundle\nassembled from them "
         "agrees with torch on real images (see `pixel-perception parity`).",
     )
     parser.add_argument(
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--prompts",
         type=int,
         default=DEFAULT_PROMPTS,
-        help="images and questions compared (default %(default)s)",
+        help="images and questions compared",
     )
     parser.add_argument(
-        "--version", default="1", help="version written into the manifest (default %(default)s)"
+        "--version", default="1", help="version written into the manifest"
     )
     parser.add_argument(
         "--provenance", type=Path, help="JSON file about run, data and metrics, copied into the manifest"
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--{name}-threshold",
             type=float,
             default=value,
-            help=f"{name} threshold of the bundle (default %(default)s)",
+            help=f"{name} threshold of the bundle",
         )
     parser.add_argument(
         "--accept-drift",

@@ -7,7 +7,6 @@ that one box more or less does not shift every later token; proposals are compar
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pixel_perception.bundle import Bundle
+from pixel_perception.cli import Parser
 from pixel_perception.export.exported import Exported, Sample, Trace, read_samples
 from pixel_perception.geometry import STRIDE
 
@@ -146,7 +146,7 @@ def _sigmoid(x: float) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pixel-perception parity`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pixel-perception parity",
         description="Compare a bundle with the torch model that it came from; exit code 1 when a gate fails.",
     )
@@ -157,13 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--run",
         type=Path,
         default=Path("weights/compact"),
-        help="parts or training run to compare with (default %(default)s)",
+        help="parts or training run to compare with",
     )
     parser.add_argument(
-        "--images", type=Path, default=Path("demo/recording"), help="folder of pictures (default %(default)s)"
+        "--images", type=Path, default=Path("demo/recording"), help="folder of pictures"
     )
     parser.add_argument(
-        "--prompts", type=int, default=64, help="images and questions compared (default %(default)s)"
+        "--prompts", type=int, default=64, help="images and questions compared"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     arguments = parser.parse_args(argv)

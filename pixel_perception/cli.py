@@ -30,7 +30,7 @@ COMMANDS = {
 
 EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "onnxscript": "export", "mujoco": "bench", "scipy": "bench",
-    "pycocotools": "bench", "psutil": "bench",
+    "pycocotools": "train", "psutil": "bench",
 }  # fmt: skip
 """Which extra of the package brings a module."""
 

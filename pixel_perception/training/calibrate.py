@@ -6,7 +6,6 @@ presence head; nothing is left to apply at run time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from pixel_perception.cli import Parser
 from pixel_perception.simulation.catalog import Catalog
 from pixel_perception.simulation.dataset import load
 from pixel_perception.simulation.phrases import Vocabulary
@@ -54,7 +54,7 @@ def expected_calibration_error(scores: Tensor, there: Tensor, bins: int = 10) ->
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m pixel_perception.training.calibrate`."""
-    parser = argparse.ArgumentParser(description="Calibrate the presence score of a trained language stage.")
+    parser = Parser(description="Calibrate the presence score of a trained language stage.")
     parser.add_argument("run", type=Path, help="folder of the run; its weights.safetensors is rewritten, calibration.json added")
     parser.add_argument("--data", required=True, help="folder of rendered views of the val split")
     parser.add_argument("--assets", required=True, help="asset folder, for its nouns and colours")

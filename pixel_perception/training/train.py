@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from pixel_perception.cli import Parser
 from pixel_perception.simulation.catalog import Catalog
 from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.phrases import Vocabulary
@@ -178,19 +178,19 @@ def restore(folder: Path, stage: nn.Module, optimiser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `pixel-perception train`."""
-    parser = argparse.ArgumentParser(prog="pixel-perception train", description="Train one stage of the compact model; "
+    parser = Parser(prog="pixel-perception train", description="Train one stage of the compact model; "
                                      "run again with the same --out to continue.",
                                      epilog="Several processes: torchrun --nproc-per-node 2 -m pixel_perception.training.train ...")
-    parser.add_argument("stage", choices=sorted(STAGES))
+    parser.add_argument("stage", choices=sorted(STAGES), help="pixels: vision from phrases, first; language: the whole model")
     parser.add_argument("--data", required=True, help="folder of rendered views (pixel-perception simulate)")
     parser.add_argument("--assets", required=True, help="asset folder, for its nouns and colours")
     parser.add_argument("--out", required=True, help="where weights, progress and log go")
     parser.add_argument("--weights", help="weights.safetensors of the stage before (language: required)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="time budget; the learning rate ends with it (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time budget; the learning rate ends with it")
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of a time budget")
-    parser.add_argument("--batch", type=int, default=6, help="scenes per step and process (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--slow-rate", type=float, default=3e-4, help="for parts that start from good weights")
+    parser.add_argument("--batch", type=int, default=6, help="scenes per step and process")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of new parts")
+    parser.add_argument("--slow-rate", type=float, default=3e-4, help="learning rate of parts that start from good weights")
     parser.add_argument("--seed", type=int, default=0)
     config = TrainConfig(**vars(parser.parse_args(argv)))
     vocabulary = Vocabulary.of(Catalog.open(config.assets))
