@@ -107,7 +107,7 @@ def _scene_questions(folder: Path) -> dict[str, list[str]]:
     asked = {}
     for name, (size, objects) in seen.items():
         rng = random.Random(name)
-        texts = [i.text.lower().rstrip(".!? ") for i in instructions(objects, size, rng, vocabulary)]
+        texts = [i.text.lower().rstrip(".!? ") for i in instructions(objects, size, rng, vocabulary) if i.text]
         asked[name] = rng.sample(texts, len(texts))
     return asked
 

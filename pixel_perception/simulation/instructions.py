@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
 from pixel_perception.simulation.scene import SceneObject
@@ -18,7 +18,7 @@ ASK_REGION, ASK_SCENE = "describe", "describe the scene"
 FORMS = {"name": 5, "color": 5, "synonym": 4, "relation": 4, "superlative": 2}
 """How often a single object is meant by each form of phrase."""
 
-FAMILIES = {"refer": 5, "several": 2, "all_of": 2, "reasoning": 2, "count": 1, "absent": 3, "region": 3, "narrate": 1}
+FAMILIES = {"refer": 5, "several": 2, "all_of": 2, "reasoning": 2, "count": 1, "absent": 3, "region": 3, "dense": 1, "narrate": 1}
 """How many instructions of each family a scene is asked in evaluation, where it allows so many."""
 
 
@@ -33,7 +33,7 @@ class Instruction:
     region: int | None = None
     """Label of the object whose box is the region prompt."""
     caption: str = ""
-    """Right text of a region caption or narration."""
+    """Right text of a region caption, of dense captions or of a narration."""
     words: tuple[tuple[int, int, int], ...] = ()
     """(begin, end, label): characters of `caption` that name the object with this label."""
 
@@ -80,6 +80,9 @@ def one(family: str, objects: tuple[SceneObject, ...], size: tuple[int, int], rn
             return None
         thing = rng.choice(objects)
         return Instruction("region", "region", ASK_REGION, (), thing.label, thing.name, ((0, len(thing.name), thing.label),))
+    if family == "dense":
+        told = _narrate(objects)  # the task says it all: there is no text, and every object has a caption in a box of its own
+        return told and replace(told, family="dense", form="dense", text="", targets=())
     if family == "narrate":
         return _narrate(objects)
     raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")

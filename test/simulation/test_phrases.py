@@ -75,6 +75,12 @@ def test_instructions_repeat_with_the_seed_and_cover_all_families():
     assert {i.family for i in first} == set(FAMILIES)
 
 
+def test_dense_captions_name_every_object_in_its_place():
+    item = next(i for i in instructions(SCENE, SIZE, random.Random(1), VOCABULARY) if i.family == "dense")
+    assert {item.caption[begin:end]: label for begin, end, label in item.words} == {o.name: o.label for o in SCENE}
+    assert not item.targets and not item.text
+
+
 def test_narration_places_each_name_from_left_to_right():
     item = next(i for i in instructions(SCENE, SIZE, random.Random(1), VOCABULARY) if i.family == "narrate")
     assert [item.caption[begin:end] for begin, end, _ in item.words] == ["red cup", "yellow banana", "blue cup", "red cracker box"]
