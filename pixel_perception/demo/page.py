@@ -80,7 +80,9 @@ def _figure(row: dict, picture: Path | None, output: Path) -> str:
     if not row["arrived"]:
         return f"<figure class=lost>{head}{escape(row['error'] or 'no answer')}</figcaption></figure>"
     absent = [t["label"] for t in result["targets"] if not t["present"]]
-    facts = [f"{len(result['instances'])} instances" if result["targets"] else f"{len(result['regions'])} regions"]
+    kind = "instance" if result["targets"] else "region"
+    count = len(result[f"{kind}s"])
+    facts = [f"{count} {kind}{'' if count == 1 else 's'}"]
     facts += [f"score {max(t['score'] for t in result['targets']):.2f}"] if result["targets"] else []
     facts += [f"IoU {row['iou']:.2f}"] if row["iou"] is not None else []
     facts += [f"first mask {ms['first_mask']:.0f} ms"] if ms["first_mask"] is not None else []
