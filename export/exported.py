@@ -14,6 +14,7 @@ import numpy as np
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
+from pixel_perception.runtime.text import normalised
 
 if TYPE_CHECKING:
     from pixel_perception.simulation.scene import SceneObject
@@ -107,7 +108,7 @@ def _scene_questions(folder: Path) -> dict[str, list[str]]:
     asked = {}
     for name, (size, objects) in seen.items():
         rng = random.Random(name)
-        texts = [i.text.lower().rstrip(".!? ") for i in instructions(objects, size, rng, vocabulary) if i.text]
+        texts = [normalised(i.text) for i in instructions(objects, size, rng, vocabulary) if i.text]
         asked[name] = rng.sample(texts, len(texts))
     return asked
 

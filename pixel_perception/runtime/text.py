@@ -17,6 +17,11 @@ from pixel_perception.errors import PerceptionError
 _AROUND = re.compile(r"^[\s,;.]*(?:and\b[\s,;.]*)?|[\s,;.]+$")
 
 
+def normalised(question: str) -> str:
+    """A question as training, export and runtime all write it: lower case, spaces joined, without closing marks."""
+    return " ".join(question.lower().split()).rstrip(".!? ")
+
+
 class Vocabulary:
     """The bundle's tokenizer and embedding table."""
 
@@ -37,9 +42,8 @@ class Vocabulary:
         """(2, hidden): output columns of the first codebook token and of ALL."""
 
     def question(self, text: str) -> list[int]:
-        """Ids of a question as in training: lower case, spaces joined, without closing marks, after one space."""
-        text = " ".join(text.lower().split()).rstrip(".!? ")
-        return self._tokenizer.encode(" " + text, add_special_tokens=False).ids
+        """Ids of a question as in training: `normalised`, after one space."""
+        return self._tokenizer.encode(" " + normalised(text), add_special_tokens=False).ids
 
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         """(n, hidden) float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from pixel_perception.bundle import Templates
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
 from pixel_perception.simulation.scene import SceneObject
 
@@ -13,7 +14,7 @@ ASK_ONE = ("{}", "the {}", "find the {}", "pick up the {}", "where is the {}?", 
 ASK_ALL = ("all the {}", "find all the {}", "segment every one of the {}", "show me all {}", "where are the {}?", "all {}")
 ASK_WISH = ("I need {}", "hand me {}", "find {}", "give me {}", "is there {}?", "point to {}", "what could I use: {}")
 ASK_COUNT = ("how many {} are there?", "count the {}")
-ASK_REGION, ASK_SCENE = "describe", "describe the scene"
+ASK_REGION, ASK_SCENE = Templates().caption_region, Templates().narrate  # what a bundle will ask with
 
 FORMS = {"name": 5, "color": 5, "synonym": 4, "relation": 4, "superlative": 2}
 """How often a single object is meant by each form of phrase."""

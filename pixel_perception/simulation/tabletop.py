@@ -76,6 +76,7 @@ class Tabletop:
         self.assets = [catalog.assets[i] for i in rng.choice(len(catalog.assets), count, replace=False)]
         self.block = seed // SEEDS_PER_SET
         self.rng = rng
+        self.tinted: list[bool] = []
         self.model = self._compile(catalog, samples)
         self.data = mujoco.MjData(self.model)
         m = self.model
@@ -134,7 +135,6 @@ class Tabletop:
         body.add_freejoint()
         spec.add_mesh(name=name, file=asset.mesh, scale=[asset.scale] * 3, inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
         # One texture per set: a tintable object wears its grey one in two sets of three and takes a colour per scene.
-        self.tinted = getattr(self, "tinted", [])
         self.tinted.append(asset.always_tinted or (asset.tintable and rng.random() < 0.65))
         texture = asset.tint_texture if self.tinted[i] else asset.texture
         if texture:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pixel_perception.bundle import Thresholds
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.losses import refinement_map, text_cross_entropy
 from pixel_perception.models.perception_model import PerceptionModel
@@ -28,7 +29,6 @@ MIX = {"refer": 4, "several": 1.5, "all_of": 1, "reasoning": 1.2, "count": 0.4, 
 """Share of each family among the rounds."""
 REFINEMENT = 2.0
 """PixelLM's alpha: weight of pixels that several targets of one answer claim."""
-PROPOSAL_THRESHOLD = 0.3
 STEADY_FORMS = ("name", "color", "synonym", "all", "affordance")
 """Phrases that mean the same objects from wherever one looks."""
 ELSEWHERE = 0.5
@@ -42,7 +42,7 @@ def visual_prefix(model: PerceptionModel, features, valid: Tensor) -> tuple[Tens
     """
     with torch.no_grad():
         boxes, scores = model.proposals(features.s8)
-        keep = scores >= PROPOSAL_THRESHOLD
+        keep = scores >= Thresholds().proposal
         order = torch.where(keep, boxes[..., 0] + boxes[..., 2], torch.inf).sort(dim=1, stable=True).indices
         boxes, keep = boxes.gather(1, order[..., None].expand(-1, -1, 4)), keep.gather(1, order)
         whole = torch.cat([torch.zeros_like(valid), valid], 1)[:, None]

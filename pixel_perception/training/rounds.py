@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pixel_perception.models.config import CompactConfig
+from pixel_perception.runtime.text import normalised
 from pixel_perception.simulation.instructions import Instruction
 from pixel_perception.simulation.phrases import Phrase
 
@@ -41,8 +42,7 @@ class RoundWriter:
     def write(self, instruction: Instruction) -> Round:
         """The whole round, question and right answer."""
         language, out = self.config.language, Round(region=instruction.region)
-        question = instruction.text.lower().rstrip(".!? ")
-        out.ids = [language.start_id, *self.text(" " + question)]
+        out.ids = [language.start_id, *self.text(" " + normalised(instruction.text))]
         if instruction.region is not None:
             out.ids += [REGION] * self.config.region.tokens
         out.ids.append(language.newline_id)
