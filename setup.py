@@ -20,9 +20,10 @@ def shared(folder: str) -> list[tuple[str, list[str]]]:
     return [(f"share/pixel_perception/{path.parent}", [str(path)]) for path in files if "__pycache__" not in path.parts]
 
 
-train = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "accelerate>=1.0", "safetensors", "scipy", "pycocotools>=2.0.8"]
+train = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "accelerate>=1.0", "safetensors", "scipy", "pycocotools>=2.0.8",
+         "pycocoevalcap>=1.2", "tensorboard", "matplotlib"]
 export = ["torch>=2.4", "transformers>=5.20", "peft>=0.18", "onnxscript>=0.7"]
-bench = ["mujoco>=3.8", "pycocotools>=2.0.8", "scipy", "psutil"]
+bench = ["mujoco>=3.8", "pycocotools>=2.0.8", "scipy", "psutil", "matplotlib"]
 
 setup(
     name="pixel_perception",
@@ -42,7 +43,8 @@ setup(
         "train": train,
         "export": export,
         "bench": bench,
-        "dev": sorted({*train, *export, *bench, "pytest", "hypothesis", "ruff"}),
+        "dev": sorted({*train, *export, *bench, "pytest", "hypothesis", "ruff",
+                       'tensorrt-rtx>=1.7; platform_system == "Linux" and platform_machine == "x86_64"'}),
     },
     entry_points={"console_scripts": ["pixel-perception = pixel_perception.cli:main"]},
 )

@@ -30,7 +30,7 @@ COMMANDS = {
 
 EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "onnxscript": "export", "mujoco": "bench", "scipy": "bench",
-    "pycocotools": "train", "psutil": "bench",
+    "pycocotools": "train", "pycocoevalcap": "train", "tensorboard": "train", "psutil": "bench", "matplotlib": "bench",
 }  # fmt: skip
 """Which extra of the package brings a module."""
 

@@ -116,7 +116,7 @@ def test_cancel_of_a_goal_that_waits_for_its_image(running):
 
 def test_a_newer_goal_preempts(running):
     old = running.send(**ENDLESS)
-    running.spin_until(lambda: old.text)
+    running.spin_until(lambda: old.text.startswith("red mug"))
     new = running.ask("the banana")
     old.wait()
     assert (old.status, old.result.error_code) == ("aborted", Perceive.Goal.PREEMPTED)
