@@ -125,10 +125,14 @@ def test_language_looks_again_after_the_period_without_changing_ids(tiny_bundle,
     launch(bundle=tiny_bundle, autostart="true", threads=1, reground_period=0.3, reground_min_interval=0.1)
     client.connect()
     query_id = client.instruct("the mug and the banana")
-    client.spin(1.5)
-    answers = [p for p in client.perceptions if p.query_id == query_id]
+
+    def answers():
+        return [p for p in client.perceptions if p.query_id == query_id]
+
+    client.spin_until(lambda: len(answers()) > 10 and sum(p.info.language_ran for p in answers()) > 2, what="language again")
+    answers = answers()
     tracks = {tuple(sorted((i.label, i.track_id) for i in p.instances)) for p in answers}
-    assert len(answers) > 10 and len(tracks) == 1
+    assert len(tracks) == 1
     stamps = [(p.header.stamp.sec, p.header.stamp.nanosec) for p in answers]
     assert stamps == sorted(stamps)
 
@@ -160,7 +164,7 @@ def test_recording_camera_feeds_the_node(tmp_path, tiny_bundle, launch, client):
     scenes = [{"name": "table", "frames": [{"image": "a.png", "depth": "a-depth.png", "intrinsics": [600, 600, 319.5, 239.5]}]},
               {"name": "photograph", "frames": [{"image": "b.png"}]}]  # fmt: skip
     (tmp_path / "recording.json").write_text(json.dumps({"rate_hz": 20.0, "scenes": scenes}))
-    launch(bundle=tiny_bundle, autostart="true", threads=1)
+    launch(bundle=tiny_bundle, autostart="true", threads=1, depth_tolerance=0.5)  # a busy machine delivers depth late
     client.node.destroy_publisher(client._image)  # else a late frame of the client's own could answer
     launch(script="recording_camera", folder=tmp_path, scene="table", frame_id="lens")
     images, infos, depths = [], [], []
@@ -177,8 +181,8 @@ def test_recording_camera_feeds_the_node(tmp_path, tiny_bundle, launch, client):
     refused = set_text(client, "scene", "attic", node="/camera")
     assert not refused.successful and "no scene 'attic'; it holds table, photograph" in refused.reason
     assert set_text(client, "scene", "photograph", node="/camera").successful
-    moment = client.node.get_clock().now().nanoseconds
-    answer = client.ask("the mug", not_before=moment).result.perception
+    later = client.node.get_clock().now().nanoseconds + 10**9  # past the tolerance of the last depth image
+    answer = client.ask("the mug", not_before=later).result.perception
     assert answer.instances[0].box.x_min == pytest.approx(420, abs=12) and not answer.instances[0].has_centroid
 
 

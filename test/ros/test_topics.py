@@ -49,9 +49,6 @@ def test_instruction_is_answered_by_language_once_and_by_pixels_from_then_on(run
     assert len({p.instances[0].track_id for p in answers}) == 1 and first.instances[0].track_id
     stamps = [nanoseconds(p.header.stamp) for p in answers]
     assert stamps == sorted(set(stamps))
-    # Twenty frames a second come in; a busy machine may lose some, but language at every frame would be far slower.
-    gaps = np.diff(stamps) * 1e-9
-    assert np.median(gaps) < 0.2
 
 
 def test_centroid_is_where_the_depth_says(running):
