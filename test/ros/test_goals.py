@@ -37,8 +37,11 @@ def test_answer_is_streamed_and_whole(running):
     goal = running.ask("the mug and the banana", id="mine")
     assert goal.status == "succeeded" and goal.result.error_code == Perceive.Goal.NONE, goal.result.error_msg
     answer = goal.result.perception
-    assert answer.query_id == "mine" and answer.text == "red mug, yellow banana" == goal.text
-    assert [i.label for i in answer.instances] == ["red mug", "yellow banana"] == [i.label for i in goal.streamed]
+    assert answer.query_id == "mine" and answer.text == "red mug, yellow banana"
+    assert [i.label for i in answer.instances] == ["red mug", "yellow banana"]
+    # rclpy's client drops feedback that the result overtakes, which on a busy machine is the last of it.
+    assert goal.text and answer.text.startswith(goal.text)
+    assert goal.streamed and ["red mug", "yellow banana"][: len(goal.streamed)] == [i.label for i in goal.streamed]
     assert [f.sequence for f in goal.feedback] == list(range(len(goal.feedback)))
     states = [f.state for f in goal.feedback]
     assert states == sorted(states) and states[-1] == Perceive.Feedback.ANSWERING
@@ -79,7 +82,7 @@ def test_all_of_a_kind_and_region_and_narration(running):
     assert region.result.perception.regions[0].caption == "red mug" == region.result.perception.text, region.result.error_msg
     narration = running.ask(task=Query.NARRATE)
     answer = narration.result.perception
-    assert answer.text == "red mug, yellow banana" == narration.text
+    assert answer.text == "red mug, yellow banana" and answer.text.startswith(narration.text)
     words = [answer.text.encode()[w.begin : w.end].decode() for w in answer.words]
     assert "mug" in words and "banana" in words
 
@@ -99,7 +102,7 @@ def test_cancel_returns_what_there_is(running):
     assert goal.status == "canceled" and goal.result.error_code == Perceive.Goal.CANCELLED
     assert goal.result.error_msg == "The goal was cancelled by its client." and goal.result.finish_reason == "cancelled"
     answer = goal.result.perception
-    assert answer.text.startswith("red mug") and answer.text == goal.text
+    assert answer.text.startswith("red mug") and answer.text.startswith(goal.text)
     assert answer.instances and answer.instances[0].label == "red mug" and answer.instances[0].mask.area > 0
     assert len(answer.text) < 400
     assert running.ask("the red mug").status == "succeeded"
