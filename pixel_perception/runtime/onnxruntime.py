@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime's CPU provider."""
+"""Graphs on ONNX Runtime, on the CPU or with its CUDA provider."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from pixel_perception.runtime.session import Step
 
 MOST_THREADS = 8
 """More do not make graphs of this size faster."""
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CACHE = ("past_key_values.", "present.")
 
 
 class OnnxRuntime:
     """Backend: one thread pool per graph, none of which spins while it waits."""
 
-    name = "onnxruntime"
-
-    def __init__(self, threads: int | None = None) -> None:
-        """`threads` per graph; None takes every core that this process may use, at most `MOST_THREADS`."""
+    def __init__(self, threads: int | None = None, provider: str = "cpu") -> None:
+        """`threads` per graph; None takes every core that this process may use, at most `MOST_THREADS`. `provider` is "cpu" or
+        "cuda". Raises PerceptionError INVALID_QUERY where the installed ONNX Runtime lacks it."""
+        if provider not in _PROVIDERS:
+            raise PerceptionError("INVALID_QUERY", f"provider: expected {' or '.join(_PROVIDERS)}, found {provider!r}.")
+        self.name = f"onnxruntime-{provider}"
         self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._provider = _PROVIDERS[provider]
+        available = ort.get_available_providers()
+        if self._provider not in available:
+            raise PerceptionError("INVALID_QUERY", f"backend {self.name}: expected an ONNX Runtime with {self._provider}, found "
+                                  f"{ort.__version__} with {', '.join(available)}; install onnxruntime-gpu in place of onnxruntime.")
+        if provider == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN may come from wheels, where the loader does not look
 
     def session(self, path: Path) -> OnnxSession:
         """See `Backend.session`."""
@@ -44,10 +54,14 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # errors come as exceptions
         try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((self._provider, _PROVIDERS["cpu"]))))
         except Exception as error:
             raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a graph that ONNX Runtime {ort.__version__} can run, "
                                                     f"found: {_first_line(error)}") from error
+        if self._provider not in session.get_providers():  # it falls back in silence where a library or the device is missing
+            raise PerceptionError("INVALID_QUERY", f"backend {self.name}: expected a CUDA device and the CUDA and cuDNN libraries that "
+                                  f"ONNX Runtime {ort.__version__} was built for, found that {self._provider} does not start.")
+        return session
 
 
 class OnnxSession:
