@@ -130,7 +130,7 @@ def write_parts(
     vocabulary: dict | None = None,
     parity: dict | None = None,
 ) -> Path:
-    """Write what was trained of a `PerceptionModel` with its `language`, in one step; returns the folder.
+    """Write what was trained of a `Compact` with its `language`, in one step; returns the folder.
 
     The manifest is that of the bundle to be, with the graphs that are here; `provenance` gets the base weights and
     the LoRA scale. Needs torch; takes a minute or two.
@@ -173,7 +173,7 @@ def write_parts(
 
 
 def trained_state(model) -> dict:
-    """Tensors of a `PerceptionModel` by the names they have in `trained.safetensors`: its own, LoRA pairs as
+    """Tensors of a `Compact` by the names they have in `trained.safetensors`: its own, LoRA pairs as
     "lora.{layer}.{q|v|o|down}.{A|B}", "embeddings.added" and "codebook_output"."""
     own = {name: t for name, t in model.state_dict().items() if not name.startswith("language.")}
     return (
@@ -184,7 +184,7 @@ def trained_state(model) -> dict:
 
 
 def load_trained(model, folder: str | Path) -> None:
-    """Load `trained.safetensors` of a parts folder into a `PerceptionModel` with its `language`, to compare or go on training."""
+    """Load `trained.safetensors` of a parts folder into a `Compact` with its `language`, to compare or go on training."""
     import torch
 
     tensors = {name: torch.from_numpy(t.astype(np.float32)) for name, t in _read_parts(folder)[1].items()}

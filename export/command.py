@@ -17,13 +17,13 @@ DEFAULT_PROMPTS = 64
 
 
 def load_run(path: Path):
-    """The `PerceptionModel` with its language model of a training run: a folder with weights.safetensors of the language
+    """The `Compact` with its language model of a training run: a folder with weights.safetensors of the language
     stage, that file itself, or a folder of parts. Computes in fp32. Raises PerceptionError INVALID_BUNDLE."""
     from safetensors.torch import load_file
 
+    from pixel_perception.models.compact import Compact
     from pixel_perception.models.config import CompactConfig
     from pixel_perception.models.language import Language
-    from pixel_perception.models.perception_model import PerceptionModel
     from pixel_perception.training.base import load_language_model
 
     file = path / "weights.safetensors" if path.is_dir() else path
@@ -32,7 +32,7 @@ def load_run(path: Path):
         raise PerceptionError(
             "INVALID_BUNDLE", f"{file}: expected the weights of a training run, found no such file."
         )
-    model = PerceptionModel(CompactConfig())
+    model = Compact(CompactConfig())
     model.language = Language(load_language_model()[0].float(), model.config)
     if parts:
         load_trained(model, path)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pixel_perception.export.language_graph import IR_VERSION, OPSET
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.image_encoder import Features
-from pixel_perception.models.perception_model import PerceptionModel
 
 
 class _ImageEncoder(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.encoder = model.image_encoder
 
@@ -28,7 +28,7 @@ class _ImageEncoder(nn.Module):
 
 
 class _Proposals(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.proposals = model.proposals
 
@@ -37,7 +37,7 @@ class _Proposals(nn.Module):
 
 
 class _PromptFeatures(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.extractor = model.prompt_features
 
@@ -47,7 +47,7 @@ class _PromptFeatures(nn.Module):
 
 
 class _TokenFusion(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.fusion = model.token_fusion
 
@@ -56,7 +56,7 @@ class _TokenFusion(nn.Module):
 
 
 class _PixelDecoder(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.decoder = model.pixel_decoder
 
@@ -68,7 +68,7 @@ class _PixelDecoder(nn.Module):
 
 
 class _LocationHead(nn.Module):
-    def __init__(self, model: PerceptionModel):
+    def __init__(self, model: Compact):
         super().__init__()
         self.head = model.location_head
 
@@ -77,7 +77,7 @@ class _LocationHead(nn.Module):
 
 
 def wrappers(
-    model: PerceptionModel,
+    model: Compact,
 ) -> dict[str, tuple[nn.Module, dict[str, Tensor], dict[str, dict[int, str]], tuple[str, ...]]]:
     """Graph name -> (module, example inputs by name, dynamic axes by input, output names)."""
     config = model.config
@@ -112,7 +112,7 @@ def wrappers(
     }  # fmt: skip
 
 
-def export_vision(model: PerceptionModel) -> dict[str, onnx.ModelProto]:
+def export_vision(model: Compact) -> dict[str, onnx.ModelProto]:
     """Graphs by name, fp32. `model` is left as it is; its `language` is not needed."""
     training = model.training
     model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,3 @@ class CompactConfig:
     def all_id(self) -> int:
         """Id of the token that makes a group mean every instance instead of exactly one."""
         return self.language.vocabulary + self.codebook.size
-
-    def to_dict(self) -> dict:
-        """Plain nested dictionary, as stored beside weights."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict) -> CompactConfig:
-        """Inverse of `to_dict`."""
-        language = dict(values["language"])
-        language["lora_modules"] = tuple(language["lora_modules"])
-        return CompactConfig(ImageConfig(**values["image"]), CodebookConfig(**values["codebook"]),
-                             RegionConfig(**values["region"]), LanguageConfig(**language))

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pixel_perception.bundle import Thresholds
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.losses import refinement_map, text_cross_entropy
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.instructions import Instruction, one
 from pixel_perception.simulation.phrases import Vocabulary
@@ -35,7 +35,7 @@ ELSEWHERE = 0.5
 """Weight of decoding the targets in another view of the scene, which is what following a standing instruction does."""
 
 
-def visual_prefix(model: PerceptionModel, features, valid: Tensor) -> tuple[Tensor, Tensor]:
+def visual_prefix(model: Compact, features, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Visual tokens of the whole image, then of its proposals from left to right.
 
     valid (B, 2): width and height of the letterboxed part, normalised. -> tokens (B, P, hidden), used (B, P) bool.
@@ -51,7 +51,7 @@ def visual_prefix(model: PerceptionModel, features, valid: Tensor) -> tuple[Tens
     return tokens.flatten(1, 2), used.repeat_interleave(tokens.shape[2], 1)
 
 
-def sequence(model: PerceptionModel, prefix: Tensor, used: Tensor, batch: dict[str, Tensor], region: Tensor) -> Tensor:
+def sequence(model: Compact, prefix: Tensor, used: Tensor, batch: dict[str, Tensor], region: Tensor) -> Tensor:
     """Run prefix and rounds through the language model -> hidden states (B, S, hidden) of the rounds' tokens."""
     language, ids, rounds = model.language, batch["ids"], batch["rounds"]
     embedded = language.embed(ids.clamp(min=0))
@@ -76,7 +76,7 @@ class LanguageStage(nn.Module):
 
     slow = ("model.image_encoder.", "model.proposals.", "model.prompt_features.", "model.pixel_decoder.")
 
-    def __init__(self, model: PerceptionModel, teacher: PixelStage):
+    def __init__(self, model: Compact, teacher: PixelStage):
         super().__init__()
         self.model = model
         self.teacher_query = teacher.phrase_query.requires_grad_(False)
@@ -241,7 +241,7 @@ def build(vocabulary: Vocabulary, start: str | None):
     nouns = word_directions([*vocabulary.nouns, "table"], lower, tokenizer)
     colors = word_directions(list(vocabulary.colors), lower, tokenizer)
     config = CompactConfig()
-    model = PerceptionModel(config)
+    model = Compact(config)
     teacher = PixelStage(model, encode.width, nouns, colors)
     weights = load_file(start)
     continued = any(n.startswith("model.language.") for n in weights)

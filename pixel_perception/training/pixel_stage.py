@@ -11,8 +11,8 @@ import random
 import torch
 from torch import Tensor, nn
 
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
 from pixel_perception.training.scenes import Scene, centre_targets, images
@@ -50,7 +50,7 @@ def draw_phrases(scene: Scene, rng: random.Random, vocabulary: Vocabulary) -> li
 class PixelStage(nn.Module):
     """The losses of stage 1 for a batch of scenes."""
 
-    def __init__(self, model: PerceptionModel, phrase_width: int, nouns: Tensor, colors: Tensor):
+    def __init__(self, model: Compact, phrase_width: int, nouns: Tensor, colors: Tensor):
         """nouns, colors: word directions (words, hidden); the last noun is the table, for what is no object."""
         super().__init__()
         self.model, dim = model, model.config.image.dim
@@ -135,7 +135,7 @@ def build(vocabulary: Vocabulary, start: str | None):
     encode = PhraseEncoder(lower, tokenizer)
     directions = [word_directions([*vocabulary.nouns, "table"], lower, tokenizer),
                   word_directions(list(vocabulary.colors), lower, tokenizer)]
-    model = PerceptionModel(CompactConfig())
+    model = Compact(CompactConfig())
     model.image_encoder.backbone.load_imagenet(imagenet_backbone())
     model.image_encoder.to(memory_format=torch.channels_last)
     stage = PixelStage(model, encode.width, *directions)

@@ -14,9 +14,9 @@ from pixel_perception.bundle import MANIFEST
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import command, parity
 from pixel_perception.export.bundle import TRAINED, assemble, trained_state, write_parts
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.language import Language
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.training.base import load_language_model
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def model():
     if HAVE_WEIGHTS:
         return command.load_run(SHIPPED)
     torch.manual_seed(0)
-    model = PerceptionModel(CompactConfig())
+    model = Compact(CompactConfig())
     model.language = Language(load_language_model()[0].float(), model.config)
     for name, parameter in model.language.base.named_parameters():
         if "lora_B" in name:

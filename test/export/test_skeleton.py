@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import skeleton
 from pixel_perception.export.vision import _export, wrappers
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
-from pixel_perception.models.perception_model import PerceptionModel
 
 NAMES = ("token_fusion", "location_head", "proposals")
 
@@ -19,7 +19,7 @@ NAMES = ("token_fusion", "location_head", "proposals")
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return PerceptionModel(CompactConfig()).eval()
+    return Compact(CompactConfig()).eval()
 
 
 @pytest.fixture(scope="module", params=NAMES)

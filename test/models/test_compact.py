@@ -4,10 +4,10 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from pixel_perception.models.codebook import TokenFusion
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CodebookConfig, CompactConfig, ImageConfig, LanguageConfig, RegionConfig
 from pixel_perception.models.image_encoder import Features
 from pixel_perception.models.language import Language
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.pixel_decoder import PixelDecoder
 
 TINY = CompactConfig(ImageConfig(96, 64, 32, 8, 1), CodebookConfig(), RegionConfig(proposals=4),
@@ -26,7 +26,7 @@ def frames(count=2):
 
 
 def test_shapes_follow_the_configuration():
-    model = PerceptionModel(TINY)
+    model = Compact(TINY)
     features = model.image_encoder(frames())
     assert [tuple(f.shape) for f in features] == [(2, 32, 4, 6), (2, 32, 8, 12), (2, 8, 16, 24)]
     boxes, scores = model.proposals(features.s8)

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CodebookConfig, CompactConfig, ImageConfig, LanguageConfig, RegionConfig
 from pixel_perception.models.language import Language
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.simulation.instructions import Instruction
 from pixel_perception.simulation.phrases import Phrase
 from pixel_perception.training.language_stage import LanguageStage, collate
@@ -58,7 +58,7 @@ def test_the_stage_learns_and_leaves_the_base_alone(tokenizer, tmp_path):
     base = LlamaModel(LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                                   num_key_value_heads=2))  # fmt: skip
     directions = nn.functional.normalize(torch.randn(9, 32), dim=-1)
-    model = PerceptionModel(CONFIG)
+    model = Compact(CONFIG)
     stage = LanguageStage(model, PixelStage(model, HashedPhrases.width, directions[:6], directions[6:]))
     model.language = Language(base, CONFIG)
     frozen = {n: p.clone() for n, p in model.language.base.named_parameters() if not p.requires_grad}

@@ -9,8 +9,8 @@ from painted import HEIGHT, VOCABULARY, WIDTH, HashedPhrases, paint
 from safetensors.torch import load_file
 from torch import nn
 
+from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig, ImageConfig, LanguageConfig, RegionConfig
-from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.training.pixel_stage import PixelStage, collate
 from pixel_perception.training.scenes import Scene
 from pixel_perception.training.train import TrainConfig, train
@@ -26,7 +26,7 @@ def records(tmp_path_factory):
 def stage():
     torch.manual_seed(0)
     directions = nn.functional.normalize(torch.randn(9, 16), dim=-1)
-    return PixelStage(PerceptionModel(CONFIG), HashedPhrases.width, directions[:6], directions[6:])
+    return PixelStage(Compact(CONFIG), HashedPhrases.width, directions[:6], directions[6:])
 
 
 def prepare(records, rng, done):

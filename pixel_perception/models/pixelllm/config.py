@@ -43,7 +43,6 @@ class PixelLLMConfig:
     smoothing: float = 0.1
     location_weight: float = 0.1
 
-
     @classmethod
     def pixelllm_t5xl(cls) -> "PixelLLMConfig":
         """The model of the paper: Flan-T5-XL with LoRA of rank 32; 4 billion parameters."""
@@ -56,20 +55,21 @@ class PixelLLMConfig:
                    detector=ProposalConfig(text_proposals=64))
 
     @classmethod
-    def tiny(cls, language: str = "t5", detector: bool = False) -> "PixelLLMConfig":
+    def tiny(cls, language: str = "t5", detector: bool = False, vocabulary: int = 96) -> "PixelLLMConfig":
         """A model that runs in a test; with T5 it has the sizes at which the reference numbers were made.
 
         Args:
             language: "t5" or "text_decoder".
             detector: with the proposal branch.
+            vocabulary: tokens of the language model.
 
         Raises:
             ValueError: for another language model.
         """
         if language == "t5":
-            model = T5Config(width=48, layers=2, heads=3, head_width=16, hidden=64, vocabulary=96, lora_rank=4)
+            model = T5Config(width=48, layers=2, heads=3, head_width=16, hidden=64, vocabulary=vocabulary, lora_rank=4)
         elif language == "text_decoder":
-            model = TextDecoderConfig(width=48, layers=2, heads=4, vocabulary=96, positions=64)
+            model = TextDecoderConfig(width=48, layers=2, heads=4, vocabulary=vocabulary, positions=64)
         else:
             raise ValueError(f"language must be 't5' or 'text_decoder', not {language!r}")
         return cls(

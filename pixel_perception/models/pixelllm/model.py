@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.pixelllm import decoding
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.eva02 import Eva02
@@ -65,12 +66,11 @@ class Words:
     point_logits: torch.Tensor | None = None
 
 
-class PixelLLM(nn.Module):
+class PixelLLM(PerceptionModel):
     """The whole model; its verbs follow the paper's figure 2 from left to right."""
 
     def __init__(self, config: PixelLLMConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         for name, values in (("clip", (CLIP_MEAN, CLIP_STD)), ("imagenet", (IMAGENET_MEAN, IMAGENET_STD))):
             scale = 255.0 if name == "clip" else 1.0
             table = torch.tensor(values).reshape(2, 3, 1, 1) * scale

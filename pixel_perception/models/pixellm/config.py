@@ -56,8 +56,9 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class PixelLMConfig:
-    """A whole PixelLM. `pooled` is the side of the grid of image tokens that the language model reads.
+    """A whole PixelLM. `pooled` is the side of the grid of image tokens that the language model reads, `longest` the longest
 
+    row of training in tokens, those of the image counted.
     Raises ValueError when the parts disagree on the number of scales or the codebook lies outside the vocabulary.
     """
 
@@ -67,6 +68,7 @@ class PixelLMConfig:
     decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     pooled: int = 16
+    longest: int = 512
 
     def __post_init__(self):
         scales = {len(self.vision.levels), self.codebook.levels, self.decoder.levels}
@@ -95,13 +97,13 @@ class PixelLMConfig:
                                            context=4096))
 
     @classmethod
-    def tiny(cls, levels: int = 2, tokens: int = 3) -> "PixelLMConfig":
-        """Small enough to learn a few scenes on a processor in a minute: 64 px images, 64 words."""
+    def tiny(cls, levels: int = 2, tokens: int = 3, vocabulary: int = 64) -> "PixelLMConfig":
+        """Small enough to learn a few scenes on a processor in a minute: 64 px images. The codebook ends the vocabulary."""
         return cls(
             vision=ClipConfig(dim=32, layers=3, heads=2, mlp=64, patch=8, side=64,
                               levels=tuple(range(-1, -1 - levels, -1))),
-            language=LanguageConfig(vocabulary=64, dim=48, layers=2, heads=4, key_heads=4, mlp=96, spread=0.1),
-            codebook=CodebookConfig(first=64 - levels * tokens, levels=levels, tokens=tokens),
+            language=LanguageConfig(vocabulary=vocabulary, dim=48, layers=2, heads=4, key_heads=4, mlp=96, spread=0.1),
+            codebook=CodebookConfig(first=vocabulary - levels * tokens, levels=levels, tokens=tokens),
             decoder=PixelDecoderConfig(levels, upscaled=16, transformer=TwoWayConfig(dim=32, heads=4, mlp=64)),
             pooled=4,
         )

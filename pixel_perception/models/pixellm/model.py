@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from pixel_perception.models import losses
+from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.pixellm.clip_tower import ClipTower
 from pixel_perception.models.pixellm.codebook import TokenFusion
 from pixel_perception.models.pixellm.config import PixelLMConfig
@@ -66,12 +67,11 @@ class Output:
     losses: dict[str, Tensor]
 
 
-class PixelLM(nn.Module):
+class PixelLM(PerceptionModel):
     """The whole network of the paper. Parameters live where `torch.device` and dtype contexts put them."""
 
     def __init__(self, config: PixelLMConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dim, wide, c = config.language.dim, config.vision.dim, config.dim
         self.vision = ClipTower(config.vision)
         self.to_text = MLP(wide, 2 * dim, dim, activation=F.gelu)
