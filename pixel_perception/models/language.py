@@ -30,7 +30,7 @@ class Language(nn.Module):
                 parameter.requires_grad_(True)
         self.first_added = language.vocabulary
         rows = config.codebook.size + 1
-        typical = base.get_input_embeddings().weight.detach().float().std().item()
+        typical = base.get_input_embeddings().weight.detach().float().std()
         self.added = nn.Parameter(torch.randn(rows, language.hidden) * typical)
         self.output = nn.Parameter(torch.randn(2, language.hidden) * 0.02)
 
