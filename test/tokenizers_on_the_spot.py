@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.implementations import BertWordPieceTokenizer
 
@@ -50,7 +51,9 @@ def t5(size: int) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return tokenizer
+    stored = json.loads(tokenizer.to_str())
+    stored["model"]["vocab"] = [(piece, float(np.float32(score))) for piece, score in stored["model"]["vocab"]]  # as SentencePiece
+    return Tokenizer.from_str(json.dumps(stored))
 
 
 def bert(size: int) -> Tokenizer:
@@ -73,6 +76,29 @@ def write_tokenizer(folder: Path, config: Config) -> Path:
     """The same as `tokenizer.json` in a folder, which is made; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_for(config).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_sentencepiece(folder: Path, config: Config) -> Path:
+    """The same as published beside older checkpoints: `tokenizer.model` or `spiece.model`, and `added_tokens.json`."""
+    from transformers.utils.sentencepiece_model_pb2_new import ModelProto
+
+    stored = json.loads(tokenizer_for(config).to_str())
+    special = {token["content"] for token in stored["added_tokens"] if token["special"]}
+    bpe = stored["model"]["type"] == "BPE"
+    vocabulary = stored["model"]["vocab"]
+    scored = [(name, -float(i)) for name, i in sorted(vocabulary.items(), key=lambda x: x[1])] if bpe else vocabulary
+    proto = ModelProto()
+    proto.trainer_spec.model_type = 2 if bpe else 1
+    proto.trainer_spec.byte_fallback = bpe
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    for name, score in scored:
+        kind = (2 if name == "<unk>" else 3) if name in special else 6 if name.startswith("<0x") else 1
+        proto.pieces.add(piece=name, score=score, type=kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ("tokenizer.model" if bpe else "spiece.model")).write_bytes(proto.SerializeToString())
+    late = {token["content"]: token["id"] for token in stored["added_tokens"] if token["id"] >= len(scored)}
+    (folder / "added_tokens.json").write_text(json.dumps(late))
     return folder
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tokenizers import AddedToken
-from tokenizers_on_the_spot import llama, tokenizer_for, write_tokenizer
+from tokenizers_on_the_spot import SENTENCES, llama, tokenizer_for, write_sentencepiece, write_tokenizer
 
 from pixel_perception.models.configurations import configuration
 from pixel_perception.models.losses import IGNORE
@@ -90,6 +90,18 @@ def test_pieces_know_their_place_in_the_text(name, tmp_path):
     assert text.context("an object of ", 8)[-1] == config.end and len(text.context(caption, 8)) == 8
     plain = "a photo of two cups on the table"
     assert text.decode([*text.tokens(plain, 99), 0, 0]) == plain == text.decode(text.context(plain, 99))
+
+
+@pytest.mark.parametrize("name", ["pixellm-tiny", "pixelllm-tiny"])
+def test_a_sentencepiece_file_gives_the_same_ids(name, tmp_path):
+    config, kind = configuration(name), PixelLMText if name == "pixellm-tiny" else PixelLLMText
+    ours, theirs = kind(tokenizer_for(config), config), kind.open(write_sentencepiece(tmp_path, config), config)
+    for sentence in (*SENTENCES, "the  red mug", "café – 日本", "[SEG0] and </s>"):
+        a, b = (text.tokenizer.encode(sentence, add_special_tokens=False).ids for text in (ours, theirs))
+        assert a == b and ours.decode(a) == theirs.decode(a)
+    with pytest.raises(TokenizerError, match="cannot be read as one"):
+        (tmp_path / "tokenizer.model").write_bytes(b"weights")
+        kind.open(tmp_path, config)
 
 
 def test_added_tokens_may_stand_in_a_file_of_their_own(tmp_path):
