@@ -52,7 +52,9 @@ def t5(size: int) -> Tokenizer:
     trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     stored = json.loads(tokenizer.to_str())
-    stored["model"]["vocab"] = [(piece, float(np.float32(score))) for piece, score in stored["model"]["vocab"]]  # as SentencePiece
+    # Pieces of one score come in another order each time; SentencePiece's scores have single precision.
+    pieces = [(piece, float(np.float32(score))) for piece, score in stored["model"]["vocab"]]
+    stored["model"]["vocab"] = pieces[:3] + sorted(pieces[3:], key=lambda item: (-item[1], item[0]))
     return Tokenizer.from_str(json.dumps(stored))
 
 
