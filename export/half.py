@@ -1,0 +1,105 @@
+"""Vision graphs in fp16 for a GPU, for strongly typed compilers: the types are in the graph, not in a builder's flags.
+
+Matrix products and convolutions are computed in fp16, and so is what moves or adds up their results. Everything whose sums,
+squares, exponentials or small differences fp16 would spoil stays in fp32: normalisations (kept as one operator), softmax,
+reductions, divisions, and all that is computed from coordinates. Inputs and outputs keep their types.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pixel_perception.errors import PerceptionError
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+"""Always in fp16."""
+FOLLOWERS = frozenset({
+    "Add", "Sub", "Mul", "Clip", "Relu", "Gelu", "Max", "Min", "Identity", "Reshape", "Transpose", "Concat", "Slice", "Split",
+    "Squeeze", "Unsqueeze", "Expand", "Tile", "Gather", "Pad", "Resize", "MaxPool", "AveragePool",
+})  # fmt: skip
+"""In fp16 where something that they read is."""
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+MOST = 65504.0
+"""Largest fp16 number."""
+
+
+def to_half(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """A copy of an fp32 graph with its products in fp16.
+
+    Raises PerceptionError INVALID_BUNDLE when a weight (named; `name` is the graph's) is too large for fp16.
+    """
+    return _Half(model, name).converted()
+
+
+class _Half:
+    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        self.model, self.name = onnx.ModelProto(), name
+        self.model.CopyFrom(model)
+        graph = inferred.graph
+        self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+        self.constants = {t.name: t for t in self.model.graph.initializer}
+        self.types |= {t.name: t.data_type for t in self.constants.values()}
+        self.nodes: list[onnx.NodeProto] = []
+
+    def converted(self) -> onnx.ModelProto:
+        graph = self.model.graph
+        for value in graph.input:
+            # TensorRT moves no uint8: an image is made fp32 before anything else.
+            if self.types[value.name] == TensorProto.UINT8:
+                self.nodes.append(helper.make_node("Cast", [value.name], [value.name + ".fp32"], value.name + ".fp32", to=FLOAT))
+                self.types[value.name + ".fp32"] = FLOAT
+                for node in graph.node:
+                    node.input[:] = [value.name + ".fp32" if i == value.name else i for i in node.input]
+        for node in graph.node:
+            self._convert(node)
+        for value in graph.output:
+            if self.types[value.name] == HALF:
+                self._rename(value.name, value.name + ".fp16")
+                self.nodes.append(helper.make_node("Cast", [value.name + ".fp16"], [value.name], value.name + ".fp32", to=FLOAT))
+        used = {i for node in self.nodes for i in node.input}
+        kept = [t for t in self.constants.values() if t.name in used]
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(kept)
+        onnx.checker.check_model(self.model, full_check=True)
+        return self.model
+
+    def _convert(self, node: onnx.NodeProto) -> None:
+        data = range(1) if node.op_type == "Resize" else range(len(node.input))  # scales and roi of Resize are fp32 by definition
+        floating = [i for i in data if node.input[i] and self.types[node.input[i]] in (FLOAT, HALF)]
+        half = node.op_type in PRODUCTS or (
+            node.op_type in FOLLOWERS and any(self.types[node.input[i]] == HALF for i in floating)
+        )
+        for i in floating:
+            node.input[i] = self._as(node.input[i], HALF if half else FLOAT)
+        self.nodes.append(node)
+        for output in node.output:
+            if half and self.types.get(output) == FLOAT:
+                self.types[output] = HALF
+
+    def _as(self, tensor: str, kind: int) -> str:
+        """The name under which a tensor is to be had in fp32 or fp16."""
+        if self.types[tensor] == kind:
+            return tensor
+        name = f"{tensor}.{'fp16' if kind == HALF else 'fp32'}"
+        if name in self.types:
+            return name
+        self.types[name] = kind
+        if tensor in self.constants:
+            values = numpy_helper.to_array(self.constants[tensor])
+            largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+            if largest > MOST:
+                raise PerceptionError("INVALID_BUNDLE", f"graph {self.name}, weight {tensor}: expected numbers of at most {MOST:g} for "
+                                                        f"fp16, found {largest:g}.")
+            self.constants[name] = numpy_helper.from_array(values.astype(np.float16), name)
+        else:
+            self.nodes.append(helper.make_node("Cast", [tensor], [name], name, to=kind))
+        return name
+
+    def _rename(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            node.input[:] = [new if i == old else i for i in node.input]
+            node.output[:] = [new if o == old else o for o in node.output]

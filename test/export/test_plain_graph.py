@@ -1,0 +1,184 @@
+"""The plain-operator language graph against transformers' own Llama, against the fused graph, and against itself."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.export.base_weights import DecoderShape
+from pixel_perception.export.gpu_graph import gpu_graph, read_language
+from pixel_perception.export.language_graph import language_graph
+from pixel_perception.export.plain_graph import plain_graph, quantize
+
+SHAPE = DecoderShape(layers=3, hidden=96, intermediate=128, heads=6, kv_heads=2, head_dim=32, vocabulary=200,
+                     rms_epsilon=1e-5, rope_base=1e4, positions=64)  # fmt: skip
+NAMES = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+}  # fmt: skip
+PLACES = 40
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.hidden, intermediate_size=SHAPE.intermediate, num_hidden_layers=SHAPE.layers,
+        num_attention_heads=SHAPE.heads, num_key_value_heads=SHAPE.kv_heads, head_dim=SHAPE.head_dim, rms_norm_eps=SHAPE.rms_epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": SHAPE.rope_base}, max_position_embeddings=SHAPE.positions,
+    )  # fmt: skip
+    model = LlamaModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(0, 0.12)
+    return model
+
+
+@pytest.fixture(scope="module")
+def weights(llama):
+    state = {name: t.detach().numpy() for name, t in llama.state_dict().items()}
+    out = {"embeddings": state["embed_tokens.weight"], "final_norm": state["norm.weight"]}
+    for i in range(SHAPE.layers):
+        out |= {f"layers.{i}.{ours}": state[f"layers.{i}.{theirs}.weight"] for ours, theirs in NAMES.items()}
+    return out
+
+
+class Decoder:
+    """The graph on ONNX Runtime, with key/value buffers of `PLACES` places that begin full of other numbers."""
+
+    def __init__(self, model, rows=1):
+        onnx.checker.check_model(model, full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # else it rounds activations to int8
+        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        inputs = {i.name: i for i in self.session.get_inputs()}
+        self.type = np.float16 if "float16" in inputs["past_key_values.0.key"].type else np.float32
+        self.past = {name: np.full((rows, i.shape[1], PLACES, i.shape[3]), 3, self.type) for name, i in inputs.items()
+                     if name.startswith("past_key_values")}  # fmt: skip
+        self.length = 0
+
+    def __call__(self, embeds):
+        """Returns logits (B, vocabulary) and hidden states (B, S, hidden); remembers keys and values."""
+        feeds = {"inputs_embeds": embeds, "past_length": np.array([self.length]), **self.past}
+        found = dict(zip([o.name for o in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
+        after = self.length + embeds.shape[1]
+        for name, buffer in self.past.items():
+            buffer[:, :, self.length : after] = found[name.replace("past", "new")]
+        self.length = after
+        return found["logits"][:, 0], found["hidden_states"]
+
+    def steps(self, embeds, *sizes):
+        """Read in pieces: the last logits and all hidden states."""
+        states, begin = [], 0
+        for size in sizes:
+            logits, state = self(embeds[:, begin : begin + size])
+            states.append(state)
+            begin += size
+        return logits, np.concatenate(states, 1)
+
+
+def embeds(length, rows=1, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, length, SHAPE.hidden)).astype(np.float32)
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@pytest.mark.parametrize("sizes", [(23,), (1,) * 23, (15, 1, 1, 4, 2)])
+@pytest.mark.parametrize(("compute", "tolerance"), [(np.float32, 2e-5), (np.float16, 2e-2)])
+def test_equals_transformers_however_it_is_read(llama, weights, sizes, compute, tolerance):
+    x = embeds(23)
+    with torch.no_grad():
+        hidden = llama(inputs_embeds=torch.from_numpy(x)).last_hidden_state
+        wanted = hidden[:, -1] @ llama.embed_tokens.weight.T
+    logits, states = Decoder(plain_graph(SHAPE, weights, compute=compute)).steps(x, *sizes)
+    np.testing.assert_allclose(states, hidden.numpy(), atol=tolerance)
+    np.testing.assert_allclose(logits, wanted.numpy(), atol=tolerance)
+    assert cosine(states, hidden.numpy()).min() > 0.99999
+
+
+@pytest.mark.parametrize(("precision", "block", "least"), [("int8", 32, 0.999), ("int4", 32, 0.9)])
+def test_quantised_graphs_compute_with_the_weights_that_they_store(weights, precision, block, least):
+    most = {"int8": 127, "int4": 7}[precision]
+    rounded = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2 and name != "embeddings":
+            values, scales = quantize(weight.T, block, most)
+            rounded[name] = (values * np.repeat(scales.astype(np.float32), block, 0)).T
+            step = np.repeat(scales.astype(np.float32), block, 0).T
+            assert (np.abs(rounded[name] - weight) <= 0.57 * step).all()
+    values, scales = quantize(weights["embeddings"].T, block, most)
+    rounded["output"] = (values * np.repeat(scales.astype(np.float32), block, 0)).T
+    x = embeds(20, seed=1)
+    logits, states = Decoder(plain_graph(SHAPE, weights, precision, block, np.float32))(x)
+    same, same_states = Decoder(plain_graph(SHAPE, rounded, compute=np.float32))(x)
+    np.testing.assert_allclose(states, same_states, atol=2e-5)
+    np.testing.assert_allclose(logits, same, atol=2e-5)
+    _, exact = Decoder(plain_graph(SHAPE, weights, compute=np.float32))(x)
+    assert cosine(states, exact).min() > least
+    half, half_states = Decoder(plain_graph(SHAPE, weights, precision, block))(x)
+    assert cosine(half_states, states).min() > 0.9999
+
+
+def test_rows_of_a_batch_do_not_mix(weights):
+    model = plain_graph(SHAPE, weights, compute=np.float32)
+    each = embeds(6, rows=3, seed=2)
+    logits, states = Decoder(model, rows=3).steps(each, *(1,) * 6)
+    for row in range(3):
+        alone, state = Decoder(model).steps(each[row : row + 1], *(1,) * 6)
+        np.testing.assert_allclose(logits[row], alone[0], atol=2e-5)
+        np.testing.assert_allclose(states[row], state[0], atol=2e-5)
+
+
+def test_large_activations_do_not_overflow_in_fp16(weights):
+    """Squares of these embeddings are beyond fp16: the norms must be computed in fp32."""
+    x = 3000 * embeds(8, seed=3)
+    _, wanted = Decoder(plain_graph(SHAPE, weights, compute=np.float32))(x)
+    _, states = Decoder(plain_graph(SHAPE, weights))(x)
+    assert np.isfinite(states).all() and cosine(states, wanted).min() > 0.9999
+
+
+def test_untied_output(weights):
+    output = np.random.default_rng(4).normal(size=(SHAPE.vocabulary, SHAPE.hidden)).astype(np.float32)
+    logits, states = Decoder(plain_graph(SHAPE, weights | {"output": output}, compute=np.float32))(embeds(5))
+    np.testing.assert_allclose(logits[0], states[0, -1] @ output.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_weights_come_back_from_the_fused_graph(weights, precision, tmp_path):
+    fused = language_graph(SHAPE, weights, precision)
+    shape, found = read_language(fused, "graph")
+    assert dataclasses.replace(shape, rms_epsilon=SHAPE.rms_epsilon) == SHAPE and shape.rms_epsilon == pytest.approx(SHAPE.rms_epsilon)
+    for name in weights.keys() - {"embeddings"}:
+        np.testing.assert_allclose(found[name], weights[name], atol=3e-3 if precision == "int8" else 0)
+    onnx.save(fused, tmp_path / "language_model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "language_model.onnx", providers=["CPUExecutionProvider"])
+    x = embeds(12, seed=5)
+    empty = np.zeros((1, SHAPE.kv_heads, 0, SHAPE.head_dim), np.float32)
+    feeds = {i.name: empty for i in session.get_inputs()[2:]} | {"inputs_embeds": x, "attention_mask": np.ones((1, 12), np.int64)}
+    logits, states = session.run(["logits", "hidden_states"], feeds)
+    ours, our_states = Decoder(gpu_graph(tmp_path / "language_model.onnx"))(x)
+    assert cosine(our_states, states).min() > (0.999 if precision == "int8" else 0.99999)  # int8 rounds activations too
+    np.testing.assert_allclose(ours, logits[:, 0], atol=0.15 if precision == "int8" else 0.02)
+
+
+def test_what_cannot_be_built(weights, tmp_path):
+    with pytest.raises(PerceptionError, match="expected one of int4, int8, fp16, found 'int3'"):
+        plain_graph(SHAPE, weights, "int3")
+    with pytest.raises(PerceptionError, match="96 inputs; expected a multiple of 64"):
+        plain_graph(SHAPE, weights, "int4", 64)
+    fused = language_graph(SHAPE, weights)
+    del fused.graph.initializer[3]
+    onnx.save(fused, tmp_path / "language_model.onnx")
+    with pytest.raises(PerceptionError, match=r"language_model.onnx: expected a language graph of this package"):
+        gpu_graph(tmp_path / "language_model.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    with pytest.raises(PerceptionError, match=r"broken.onnx: expected an ONNX graph"):
+        gpu_graph(tmp_path / "broken.onnx")
