@@ -43,6 +43,8 @@ setup(
         "train": train,
         "export": export,
         "bench": bench,
+        "cuda": ["onnxruntime-gpu>=1.20"],
+        "tensorrt": ['tensorrt-rtx>=1.7; platform_machine == "x86_64"'],  # a Jetson has TensorRT from its JetPack
         "dev": sorted({*train, *export, *bench, "pytest", "hypothesis", "ruff",
                        'tensorrt-rtx>=1.7; platform_system == "Linux" and platform_machine == "x86_64"'}),
     },

@@ -22,6 +22,7 @@ COMMANDS = {
     "data": ("pixel_perception.training.tasks.check", "main", "check a data set's folder, or show what a model would see of it"),
     "train": ("pixel_perception.training.train", "main", "train the compact model"),
     "export": ("pixel_perception.export.command", "main", "turn a checkpoint into the parts that a bundle needs"),
+    "build-engines": ("pixel_perception.export.engines", "main", "build a bundle's TensorRT engines before they are needed"),
     "parity": ("pixel_perception.export.parity", "main", "compare a bundle with the torch model it came from"),
     "oracle": ("pixel_perception.evaluation.oracle", "main", "compare the papers' networks with reference numbers"),
     "record": ("pixel_perception.demo.record", "main", "make the recording that the demo plays"),
@@ -31,6 +32,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "onnxscript": "export", "mujoco": "bench", "scipy": "bench",
     "pycocotools": "train", "pycocoevalcap": "train", "tensorboard": "train", "psutil": "bench", "matplotlib": "bench",
+    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt",
 }  # fmt: skip
 """Which extra of the package brings a module."""
 
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Text of `pixel-perception --help`."""
-    rows = "\n".join(f"  {name:<10} {line}" for name, (_, _, line) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<14} {line}" for name, (_, _, line) in COMMANDS.items())
     return ("usage: pixel-perception COMMAND ...\n\nLanguage goals about camera images, answered with masks, boxes, captions and "
             f"words placed in the image.\n\n{rows}\n\n`pixel-perception COMMAND --help` says more about each.")  # fmt: skip
 

@@ -1,0 +1,205 @@
+"""TensorRT engines on this machine: where they are kept, and how they are built.
+
+An engine is made of one graph of a bundle and kept in a cache under the digest of everything that it depends on. It is built
+in a process of its own, under a lock that a dying process gives back, and appears in the cache by a rename: the cache holds
+whole engines or none. Nothing here needs a GPU or TensorRT itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.engine_key import EngineKey
+
+LOG = logging.getLogger(__name__)
+MAGIC = b"PIXELENG"
+Progress = Callable[[str, float], None]
+"""Called with a graph's name and how much of its build is done, 0 to 1."""
+
+
+class EngineCache:
+    """A folder of engines. Any number of processes may use it at once."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """None: `pixel_perception/engines` in the user's cache folder."""
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.folder = Path(folder) if folder is not None else Path(root) / "pixel_perception" / "engines"
+
+    def path(self, key: EngineKey) -> Path:
+        """Where the engine of a key is, or would be."""
+        return self.folder / f"{key.graph}-{key.digest}.engine"
+
+    def get(self, key: EngineKey, graph: Path, progress: Progress | None = None) -> Path:
+        """The engine of a key; built now, from the bundle's graph, where there is none that can be used.
+
+        Raises PerceptionError INVALID_BUNDLE where it cannot be built or written; the cache is then as it was.
+        """
+        path = self.path(key)
+        if self._usable(key):
+            return path
+        with self._lock(path):
+            if not self._usable(key):  # another process may have built it meanwhile
+                LOG.warning("%s", self.why(key))
+                self._build(key, graph, progress)
+        return path
+
+    def has(self, key: EngineKey) -> bool:
+        """Whether a file for this key is there; `get` may still refuse it."""
+        return self.path(key).is_file()
+
+    def why(self, key: EngineKey) -> str:
+        """One sentence: why there is no engine for a key, named by the fields in which the nearest one differs."""
+        others = [header["key"] for path in self.folder.glob(f"{key.graph}-*.engine") if (header := _header_or_none(path))]
+        differing = min((key.differences(other) for other in others), key=len, default=None)
+        reason = "none was built before"
+        if differing is not None:
+            reason = f"the nearest differs in {', '.join(differing)}" if differing else "the one that was there was refused"
+        where = "this machine" if key.device != "any" else f"compute capability {key.compute_capability}"
+        return f"{self.folder}: no engine of {key.graph} for {where}: {reason}. It is built now."
+
+    def _usable(self, key: EngineKey) -> bool:
+        path = self.path(key)
+        if not path.is_file():
+            return False
+        try:
+            check_engine(path, key)
+        except PerceptionError as error:
+            LOG.warning("%s", error.message)
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _lock(self, path: Path) -> Iterator[None]:
+        """One builder per engine; the system gives the lock back when its process ends, however it ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _build(self, key: EngineKey, graph: Path, progress: Progress | None) -> None:
+        path = self.path(key)
+        work = path.with_suffix(".building")
+        shutil.rmtree(work, ignore_errors=True)  # of a build that was killed: the lock is ours
+        job = {"graph": str(graph), "key": dataclasses.asdict(key), "out": str(work / "engine"),
+               "timing": str(self.folder / f"timing-{_timing_name(key)}.cache")}  # fmt: skip
+        try:
+            work.mkdir()
+            _run_builder(job, key.graph, progress or (lambda name, done: None))
+            os.replace(work / "engine", path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _run_builder(job: dict, name: str, progress: Progress) -> None:
+    """Run pixel_perception.export.build_engine on a job. It ends when our end of its input is closed, so that no build
+    outlives the process that waits for it."""
+    command = [sys.executable, "-m", "pixel_perception.export.build_engine"]
+    with tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True)
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()
+            message: dict = {}
+            for line in process.stdout:
+                message = json.loads(line)
+                if "progress" in message:
+                    LOG.info("building %s: %d %%", name, 100 * message["progress"])
+                    progress(name, message["progress"])
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            status = process.wait()
+        if "error" in message:
+            raise PerceptionError("INVALID_BUNDLE", message["error"])
+        if status:
+            words.seek(0)
+            last = (words.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+            ending = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
+            raise PerceptionError("INVALID_BUNDLE", f"{job['graph']}: expected an engine to be built, but the build {ending} ({last}).")
+    progress(name, 1.0)
+
+
+def write_engine(path: Path, key: Mapping[str, str], engine: memoryview | bytes) -> None:
+    """Write an engine behind a header that says what it is. Raises OSError."""
+    header = json.dumps({"key": dict(key), "size": len(engine), "sha256": hashlib.sha256(engine).hexdigest()}).encode()
+    with open(path, "wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(header)) + header)
+        file.write(engine)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_engine(path: Path, key: EngineKey | None = None) -> bytes:
+    """The engine in a file. Raises PerceptionError INVALID_BUNDLE naming what was expected and found where it is no engine of
+    ours, of another key (where one is given), truncated or damaged."""
+    header, begin = _header(path)
+    if key is not None and (wrong := key.differences(header["key"])):
+        raise _bad(f"{path}: expected an engine made for this machine and graph, found one that differs in {', '.join(wrong)}.")
+    with open(path, "rb") as file:
+        file.seek(begin)
+        engine = file.read()
+    if len(engine) != header["size"]:
+        raise _bad(f"{path}: expected an engine of {header['size']} bytes, found {len(engine)}; it is truncated.")
+    found = hashlib.sha256(engine).hexdigest()
+    if found != header["sha256"]:
+        raise _bad(f"{path}: expected an engine with SHA-256 {header['sha256']}, found {found}; it is damaged.")
+    return engine
+
+
+def _header(path: Path) -> tuple[dict, int]:
+    """An engine file's header, and where the engine begins."""
+    with open(path, "rb") as file:
+        start = file.read(len(MAGIC) + 4)
+        if len(start) < len(MAGIC) + 4 or not start.startswith(MAGIC):
+            raise _bad(f"{path}: expected an engine of this package, found {'an empty file' if not start else 'another file'}.")
+        size = struct.unpack("<I", start[len(MAGIC) :])[0]
+        try:
+            header = json.loads(file.read(size))
+            header["key"], header["size"], header["sha256"]
+        except (ValueError, KeyError, TypeError):
+            raise _bad(f"{path}: expected an engine's header of {size} bytes, found a damaged one.") from None
+    return header, len(start) + size
+
+
+def _header_or_none(path: Path) -> dict | None:
+    try:
+        return _header(path)[0]
+    except (OSError, PerceptionError):
+        return None
+
+
+def _timing_name(key: EngineKey) -> str:
+    """Timings are shared by all graphs on one device with one runtime."""
+    return hashlib.sha256(f"{key.runtime}|{key.device}|{key.compute_capability}|{key.driver}".encode()).hexdigest()[:16]
+
+
+def _bad(message: str) -> PerceptionError:
+    return PerceptionError("INVALID_BUNDLE", message)
+
+
+def _cannot_write(path: Path, error: OSError) -> PerceptionError:
+    return _bad(f"{path}: cannot be written ({error.strerror or error}); expected a writable engine cache with enough space.")
