@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime import BACKENDS
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """The options that every sub-command with a model has."""
     parser.add_argument("--bundle", metavar="DIR", help="bundle to run; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
-    parser.add_argument("--backend", default="auto", help="runtime backend")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the graphs; auto takes the best that is there")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads of the runtime; without it all")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.backends import Meanwhile, open_backend
 from pixel_perception.runtime.instances import find, region_at
 from pixel_perception.runtime.language import Answer, Cancel, Group, Language
 from pixel_perception.runtime.session import Backend, Past
@@ -62,29 +63,35 @@ class Perception:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """Load every graph of a verified bundle. Raises PerceptionError INVALID_BUNDLE."""
-        self._manifest, self._digest = bundle.manifest, bundle.digest
+        self._manifest, self._digest, self._backend = bundle.manifest, bundle.digest, backend
         self._vision = Vision(bundle, backend)
         self._language = Language(bundle, backend)
         sizes = sum(bundle.graph(name).stat().st_size for name in bundle.manifest.graphs)
         sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
-        self.info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
-                              bundle.manifest.tasks, backend.name, backend.threads, bundle.manifest.graphs["language_model"].precision,
-                              sizes)  # fmt: skip
+        self._info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
+                               bundle.manifest.tasks, backend.name, backend.threads, bundle.manifest.graphs["language_model"].precision,
+                               sizes)  # fmt: skip
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded, and where it runs at the moment."""
+        return replace(self._info, backend=self._backend.name)
+
+    @property
+    def progress(self) -> str:
+        """What the backend is building while another answers for it, in words; empty when nothing is."""
+        return self._backend.progress if isinstance(self._backend, Meanwhile) else ""
 
     @staticmethod
     def open(bundle: str | Path | None = None, backend: str = "auto", threads: int | None = None) -> Perception:
         """Verify and load a bundle's folder; None takes the assembled compact bundle in the user's cache.
 
-        `threads` per graph; None takes all cores. Raises PerceptionError INVALID_BUNDLE naming the file, INVALID_QUERY for a
-        backend that is not there.
+        `backend` is one of `runtime.BACKENDS`; `threads` per graph, None takes all cores. Raises PerceptionError
+        INVALID_BUNDLE naming the file, INVALID_QUERY for a backend that is not there.
         """
-        if backend not in ("auto", "onnxruntime"):
-            raise PerceptionError("INVALID_QUERY", f"backend: expected auto or onnxruntime, found {backend!r}.")
         if threads is not None and threads < 1:
             raise PerceptionError("INVALID_QUERY", f"threads: expected 1 or more, found {threads}.")
-        from pixel_perception.runtime.onnxruntime import OnnxRuntime  # `--help` and wrong arguments need not wait for it
-
-        return Perception(Bundle.open(bundle), OnnxRuntime(threads))
+        return Perception(Bundle.open(bundle), open_backend(backend, threads))
 
     def encode(self, frame: np.ndarray) -> Encoded:
         """Features of a frame (H, W, 3) uint8 RGB, to be asked and followed any number of times; what language and proposals

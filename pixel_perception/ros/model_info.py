@@ -35,8 +35,10 @@ def describe(perception: Perception) -> GetModelInfo.Response:
     )
 
 
-def now(info: GetModelInfo.Response) -> GetModelInfo.Response:
-    """The same with what changes: the memory of this process."""
+def now(info: GetModelInfo.Response, perception: Perception | None) -> GetModelInfo.Response:
+    """The same with what changes: the memory of this process, and the backend while engines are built."""
     info = copy(info)
+    if perception is not None:
+        info.backend = perception.info.backend
     info.resident_bytes = resident_bytes()
     return info

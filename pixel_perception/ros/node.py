@@ -92,7 +92,7 @@ class PerceptionNode(LifecycleNode):
         """Load and verify the model, run it once, and open the topics."""
         settings, started = self.settings, time.monotonic()
         try:
-            self._perception = Perception.open(settings.bundle or None, settings.backend, settings.threads or None)
+            perception = self._perception = Perception.open(settings.bundle or None, settings.backend, settings.threads or None)
         except PerceptionError as error:
             self._error = error
             self.get_logger().error(f"bundle: {error}")
@@ -101,7 +101,7 @@ class PerceptionNode(LifecycleNode):
         self._perception.ask(np.full((480, 640, 3), 127, np.uint8), Query("the mug", max_new_tokens=4))
         self._loaded = model_info.describe(self._perception)
         self._cameras = {name: CameraInput(self, name, settings.use_depth, self._changed) for name in settings.cameras}
-        self._outputs = Outputs(self, self._cameras, lambda: self.settings, self._loaded.backend)
+        self._outputs = Outputs(self, self._cameras, lambda: self.settings, lambda: perception.info.backend)
         self._error, self._phase = None, "inactive"
         self.get_logger().info(f"Loaded {self._loaded.name} {self._loaded.version} from {self._loaded.bundle} "
                                f"in {time.monotonic() - started:.1f} s.")  # fmt: skip
@@ -260,12 +260,13 @@ class PerceptionNode(LifecycleNode):
         response = self._loaded or response
         response.error_code = messages.error_code(self._error)
         response.error_msg = self._error.message if self._error else ""
-        return model_info.now(response)
+        return model_info.now(response, self._perception)
 
     def _diagnose(self) -> None:
-        loaded = self._loaded
+        loaded, perception = self._loaded, self._perception
         values = loaded and {"name": loaded.name, "version": loaded.version, "digest": loaded.digest, "bundle": loaded.bundle,
-                             "backend": loaded.backend, "bundle_bytes": loaded.bundle_bytes}  # fmt: skip
+                             "backend": perception.info.backend, "engines": perception.progress or "nothing is being built",
+                             "bundle_bytes": loaded.bundle_bytes}  # fmt: skip
         statuses = [self._diagnostics.model(values, self._error), self._diagnostics.work(self._workers)]
         if self._workers is not None:
             statuses += [self._diagnostics.camera(camera, self._active_since, self.settings.no_image_warning)

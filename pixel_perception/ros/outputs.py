@@ -33,7 +33,7 @@ class Outputs:
     """Publishers of the node and the steps from an answer to its messages. Used by the worker threads."""
 
     def __init__(self, node: LifecycleNode, cameras: Mapping[str, CameraInput], settings: Callable[[], Settings],
-                 backend: str) -> None:
+                 backend: Callable[[], str]) -> None:
         self._node, self._cameras, self._settings, self._backend = node, cameras, settings, backend
         self._clock: Clock = node.get_clock()
         self._transforms = Transforms(node)
@@ -54,7 +54,7 @@ class Outputs:
         """Make the messages of an answer and send them; returns the answer (a centroid may have failed) and its message."""
         started = time.monotonic()
         msg = messages.answer_to_msg(answer)
-        msg.info.backend = self._backend
+        msg.info.backend = self._backend()
         if answer.result is not None and answer.result.instances:
             answer = self._place(answer, msg)
         try:

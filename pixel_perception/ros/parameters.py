@@ -9,6 +9,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from pixel_perception.runtime import BACKENDS
 from pixel_perception.types import MAX_TEXT
 
 READ_ONLY, UNCONFIGURED, ANY_TIME = "read only", "while unconfigured", "any time"
@@ -52,7 +53,7 @@ class Spec:
 
 SPECS = {
     "bundle": Spec("", UNCONFIGURED, "Folder of the model bundle; empty for the assembled compact bundle in the cache."),
-    "backend": Spec("auto", UNCONFIGURED, "Backend that runs the graphs: auto or onnxruntime."),
+    "backend": Spec("auto", UNCONFIGURED, f"Backend that runs the graphs: {', '.join(BACKENDS)}."),
     "threads": Spec(0, UNCONFIGURED, "CPU threads of the backend; 0 for all cores.", 0, 256),
     "cameras": Spec([""], UNCONFIGURED, "Names of the cameras; [''] is one camera whose topics have no prefix."),
     "use_depth": Spec(True, UNCONFIGURED, "Subscribe to depth images and give centroids in metres."),
@@ -72,8 +73,6 @@ SPECS = {
     "tf_timeout": Spec(0.2, ANY_TIME, "Seconds to wait for a transform at the image's stamp.", 0, 10),
     "no_image_warning": Spec(5.0, ANY_TIME, "Seconds without a frame, though publishers exist, until a warning.", 0.1, 3600),
 }  # fmt: skip
-
-BACKENDS = ("auto", "onnxruntime")
 
 
 def declare(node: Node) -> Settings:

@@ -192,7 +192,7 @@ def test_bad_recording_and_bad_parameters_end_with_a_sentence(tmp_path, launch):
     assert f"folder: {tmp_path / 'nowhere' / 'recording.json'}: not found" in camera.output
     node = launch(backend="abacus")
     assert node.process.wait(30) == 1
-    assert "backend: expected one of auto, onnxruntime, found 'abacus'." in node.output.strip().splitlines()[-1]
+    assert "backend: expected one of auto, onnxruntime, " in node.output and node.output.strip().endswith("found 'abacus'.")
 
 
 def test_interrupting_an_active_node_in_the_middle_of_an_answer_ends_it_cleanly(tiny_bundle, launch, client):

@@ -1,0 +1,95 @@
+"""Graphs as TensorRT engines. It works with `tensorrt` 10.x (JetPack) and 11.x and with `tensorrt_rtx`, whichever is installed.
+
+Vision runs on a stream of high priority, language on one of low priority, so that pixels of a new frame overtake a sentence.
+Keys and values stay on the device; single tokens are replayed as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.cuda import Cuda, cuda
+from pixel_perception.runtime.engine_key import EngineKey, Machine, key_of
+from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
+from pixel_perception.runtime.tensorrt_context import Context
+from pixel_perception.runtime.tensorrt_decoder import TensorRtDecoder
+from pixel_perception.runtime.tensorrt_library import find_tensorrt
+
+
+class TensorRt:
+    """Backend: engines of this machine, built into the cache where they are missing."""
+
+    name = "tensorrt"
+    threads = 1
+
+    def __init__(self, cache: EngineCache | None = None, precision: str = "fp16", progress: Progress | None = None) -> None:
+        """`precision`: how language weights are stored. Raises PerceptionError INVALID_QUERY where no TensorRT is installed or
+        there is no device."""
+        self._trt, version = find_tensorrt()
+        self._cuda = cuda()
+        self._machine = Machine(version, self._cuda.version, self._cuda.driver, self._cuda.device, self._cuda.compute_capability)
+        self._cache, self._precision, self.progress = cache or EngineCache(), precision, progress
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._pixels, self._words = self._cuda.stream(urgent=True), self._cuda.stream(urgent=False)
+
+    def ready(self, path: Path) -> bool:
+        """Whether the graph's engine is in the cache."""
+        return any(self._cache.has(key) for key in self._keys(path))
+
+    def session(self, path: Path) -> TensorRtSession:
+        """See `Backend.session`; builds the engine where there is none."""
+        return TensorRtSession(self._trt, self._engine(path), self._cuda, self._pixels, str(path))
+
+    def decoder(self, path: Path) -> TensorRtDecoder:
+        """See `Backend.decoder`; builds the engine where there is none."""
+        return TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path))
+
+    def _keys(self, path: Path) -> tuple[EngineKey, EngineKey]:
+        """What was built here, or ahead of time for devices like this one."""
+        ahead = Machine.ahead_of_time(self._machine.runtime, self._machine.compute_capability)
+        return key_of(path, self._precision, self._machine), key_of(path, self._precision, ahead)
+
+    def _engine(self, path: Path) -> Any:
+        here, ahead = self._keys(path)
+        key = ahead if self._cache.has(ahead) and not self._cache.has(here) else here
+        for _ in range(2):
+            file = self._cache.get(key, path, self.progress)
+            self._cuda.use()
+            engine = self._runtime.deserialize_cuda_engine(check_engine(file))
+            if engine is not None:
+                return engine
+            # The key was right and yet the library refuses it: whatever it is, it is no engine for this machine.
+            file.unlink(missing_ok=True)
+            key = here
+        raise PerceptionError("INVALID_BUNDLE", f"{file}: expected an engine that {self._machine.runtime} can load on "
+                                                f"{self._machine.device}, found one that it refuses.")
+
+
+class TensorRtSession:
+    """One vision graph."""
+
+    def __init__(self, trt: Any, engine: Any, device: Cuda, stream: int, where: str) -> None:
+        self._device, self._stream, self._lock = device, stream, threading.Lock()
+        self._context = Context(trt, engine, 0, device, stream, where)
+        self.inputs, self.outputs = self._context.inputs, self._context.outputs
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Session.run`."""
+        context = self._context
+        with self._lock:
+            self._device.use()
+            fed = [context.feed(name, feeds[name]) for name in self.inputs]
+            for name in self.outputs:
+                context.prepare(name)
+            context.run()
+            found = {name: context.fetch(name) for name in self.outputs}
+            self._device.wait(self._stream)
+            del fed
+        return found
