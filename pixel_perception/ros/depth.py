@@ -1,4 +1,4 @@
-"""Centroids of instances in metres, from a registered depth image."""
+"""The visible surface of instances in metres, from a registered depth image."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ LEAST = 8
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """Pinhole camera in pixels of an image of (width, height)."""
+    """Pinhole camera in pixels of its image."""
 
     fx: float
     fy: float
     cx: float
     cy: float
-    width: int
-    height: int
 
     @staticmethod
     def of(info: CameraInfo, topic: str) -> Intrinsics:
         """From a CameraInfo's K. Raises PerceptionError NO_DEPTH when it is not calibrated."""
         fx, fy, cx, cy = info.k[0], info.k[4], info.k[2], info.k[5]
-        if not (fx > 0 and fy > 0 and info.width > 0 and info.height > 0):
+        if not (fx > 0 and fy > 0):
             raise PerceptionError("NO_DEPTH", f"{topic}: k: expected focal lengths above 0, found {fx:g} and {fy:g}.")
-        return Intrinsics(fx, fy, cx, cy, info.width, info.height)
+        return Intrinsics(fx, fy, cx, cy)
 
 
 def depth_in_metres(msg: Image, topic: str) -> np.ndarray:
@@ -55,20 +53,15 @@ def depth_in_metres(msg: Image, topic: str) -> np.ndarray:
     return np.where(raw > 0, raw * np.float32(0.001), np.float32(np.nan))
 
 
-def centroid(mask: Mask, depth: np.ndarray, camera: Intrinsics) -> tuple[float, float, float]:
-    """Centre of the visible surface under `mask`: (x right, y down, z forward) in metres, camera's optical frame.
+def surface(mask: Mask, depth: np.ndarray, camera: Intrinsics) -> np.ndarray:
+    """(N, 3) float64 points of the visible surface under `mask`: x right, y down, z forward in metres, camera's optical frame.
 
-    depth (H, W) metres with NaN, registered to the image that the mask belongs to. Pixels further than SPREAD from
-    the median depth are left out, since a mask's border often lies on what is behind the object.
+    depth (H, W) metres with NaN, of the size of the image that the mask belongs to and registered to it. Pixels further
+    than SPREAD from the median depth are left out, since a mask's border often lies on what is behind the object.
     Raises PerceptionError NO_DEPTH when too few pixels have a depth.
     """
     x, y, w, h = mask.roi
-    if (depth.shape[1], depth.shape[0]) != (camera.width, camera.height):
-        found = f"depth {depth.shape[1]}x{depth.shape[0]}, camera_info {camera.width}x{camera.height}"
-        raise PerceptionError("NO_DEPTH", f"depth/image: expected the size of the image (registered depth), found {found}.")
     part = depth[y : y + h, x : x + w]
-    if part.shape != mask.bits.shape:
-        raise PerceptionError("NO_DEPTH", "depth/image: expected the size of the image (registered depth).")
     inside = mask.bits & np.isfinite(part)
     valid, total = int(inside.sum()), mask.area
     if valid < min(LEAST, (total + 1) // 2) or valid == 0:
@@ -77,6 +70,4 @@ def centroid(mask: Mask, depth: np.ndarray, camera: Intrinsics) -> tuple[float, 
     v, u = np.nonzero(inside)
     z = part[v, u].astype(np.float64)
     # A pixel's centre lies half a pixel right of its left border; K counts from the centre of pixel (0, 0).
-    px = (u + x - camera.cx) * z / camera.fx
-    py = (v + y - camera.cy) * z / camera.fy
-    return float(px.mean()), float(py.mean()), float(z.mean())
+    return np.stack([(u + x - camera.cx) * z / camera.fx, (v + y - camera.cy) * z / camera.fy, z], 1)

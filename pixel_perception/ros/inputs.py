@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from weakref import WeakKeyDictionary
 
+import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -23,7 +27,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 KEPT_DEPTHS = 10
-"""Depth images kept per camera: depth may come before or after its image."""
+"""Depth images kept per camera, since depth may come before its image."""
 
 
 class CameraInput:
@@ -38,15 +42,17 @@ class CameraInput:
         self._info: CameraInfo | None = None
         self._depth_info: CameraInfo | None = None
         self._depths: deque[Image] = deque(maxlen=KEPT_DEPTHS)
+        # Language may take longer than KEPT_DEPTHS images: a frame keeps its own as long as somebody works on it.
+        self._depth_of: WeakKeyDictionary[Frame, Image | None] = WeakKeyDictionary()
         prefix = f"{name}/" if name else ""
         self._subscriptions: list[Subscription] = []
         image = self._subscribe(Image, prefix + "image", self._on_image)
         self.topic = image.topic_name
         self.info_topic = self._subscribe(CameraInfo, prefix + "camera_info", self._on_info).topic_name
-        self.depth_topic = ""
+        self.depth_topic = self.depth_info_topic = ""
         if use_depth:
             self.depth_topic = self._subscribe(Image, prefix + "depth/image", self._on_depth).topic_name
-            self._subscribe(CameraInfo, prefix + "depth/camera_info", self._on_depth_info)
+            self.depth_info_topic = self._subscribe(CameraInfo, prefix + "depth/camera_info", self._on_depth_info).topic_name
 
     def open(self) -> None:
         """Let frames in, as at activation."""
@@ -70,26 +76,29 @@ class CameraInput:
         """How many publish on the image topic."""
         return self._node.count_publishers(self.topic)
 
-    def depth_at(self, frame: Frame, tolerance: float) -> tuple:
-        """Depth (H, W) in metres and Intrinsics that belong to a frame.
+    def depth_at(self, frame: Frame, tolerance: float) -> tuple[np.ndarray, Intrinsics]:
+        """Depth (H, W) float32 in metres and Intrinsics that belong to a frame.
 
-        The depth must be registered to the image; its own camera_info counts where it has one.
+        The depth must be registered to the image and have its size; its own camera_info counts where it has one.
         Raises PerceptionError NO_DEPTH naming the topic that is missing or wrong.
         """
         if not self.depth_topic:
             raise PerceptionError("NO_DEPTH", "use_depth: expected true for centroids, found false.")
-        depths = list(self._depths)
-        nearest = min(depths, key=lambda d: abs(stamp_ns(d.header.stamp) - frame.stamp_ns), default=None)
+        nearest = _nearest(frame, [*self._depths, self._depth_of.get(frame)])
         if nearest is None:
             raise PerceptionError("NO_DEPTH", f"{self.depth_topic}: expected a depth image, none has arrived.")
-        apart = abs(stamp_ns(nearest.header.stamp) - frame.stamp_ns) * 1e-9
+        apart = _apart(frame, nearest) * 1e-9
         if apart > tolerance:
             expected = f"a depth image within {tolerance:g} s (depth_tolerance) of the image's stamp"
             raise PerceptionError("NO_DEPTH", f"{self.depth_topic}: expected {expected}, the nearest is {apart:.3f} s away.")
-        info = self._depth_info or self._info
+        info, info_topic = (self._depth_info, self.depth_info_topic) if self._depth_info else (self._info, self.info_topic)
         if info is None:
-            raise PerceptionError("NO_DEPTH", f"{self.info_topic}: expected a calibration, none has arrived.")
-        return depth_in_metres(nearest, self.depth_topic), Intrinsics.of(info, self.info_topic)
+            raise PerceptionError("NO_DEPTH", f"{info_topic}: expected a calibration, none has arrived.")
+        for topic, msg in ((self.depth_topic, nearest), (info_topic, info)):
+            if (msg.width, msg.height) != (frame.msg.width, frame.msg.height):
+                expected = f"the size of {frame.topic}, {frame.msg.width}x{frame.msg.height} (depth registered to it)"
+                raise PerceptionError("NO_DEPTH", f"{topic}: expected {expected}, found {msg.width}x{msg.height}.")
+        return depth_in_metres(nearest, self.depth_topic), Intrinsics.of(info, info_topic)
 
     def _subscribe(self, kind: type, name: str, callback: object) -> Subscription:
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -104,11 +113,14 @@ class CameraInput:
 
     def _on_image(self, msg: Image) -> None:
         frame = Frame(msg, self.topic, self.name, time.monotonic(), self.mailbox.count + 1)
+        self._depth_of[frame] = _nearest(frame, self._depths)
         if self.mailbox.put(frame):
             self.arrived = frame.arrived
 
     def _on_depth(self, msg: Image) -> None:
         self._depths.append(msg)
+        for frame, known in list(self._depth_of.items()):
+            self._depth_of[frame] = _nearest(frame, [known, msg])
 
     def _on_info(self, msg: CameraInfo) -> None:
         self._info = msg
@@ -122,3 +134,11 @@ class CameraInput:
             f"{topic}: a publisher offers a {policy} that this subscription does not accept; nothing arrives from it. "
             f"Set the parameter qos_overrides.{topic}.subscription.{policy} of this node to what it offers."
         )
+
+
+def _apart(frame: Frame, depth: Image) -> int:
+    return abs(stamp_ns(depth.header.stamp) - frame.stamp_ns)
+
+
+def _nearest(frame: Frame, depths: Iterable[Image | None]) -> Image | None:
+    return min((depth for depth in depths if depth is not None), key=partial(_apart, frame), default=None)

@@ -19,7 +19,7 @@ from pixel_perception.msg import Perception
 from pixel_perception.ros import messages
 from pixel_perception.ros.answers import Answer
 from pixel_perception.ros.conversions import mono16_to_image
-from pixel_perception.ros.depth import centroid
+from pixel_perception.ros.depth import surface
 from pixel_perception.ros.inputs import CameraInput
 from pixel_perception.ros.overlay import overlay
 from pixel_perception.ros.parameters import Settings
@@ -106,7 +106,7 @@ class Outputs:
         points, last = [], None
         for instance in answer.result.instances:
             try:
-                points.append(moved(matrix, centroid(instance.mask, depth, intrinsics)))
+                points.append(moved(matrix, surface(instance.mask, depth, intrinsics).mean(0)))
             except PerceptionError as error:
                 points.append(error.message)
                 last = error

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from pixel_perception.errors import CODES, PerceptionError
 from pixel_perception.ros import messages, parameters
 from pixel_perception.ros.conversions import fill, image_to_rgb, rgb_to_image
-from pixel_perception.ros.depth import Intrinsics, centroid, depth_in_metres
+from pixel_perception.ros.depth import Intrinsics, depth_in_metres, surface
 from pixel_perception.ros.mailbox import Mailbox
 from pixel_perception.ros.standing import View, fallen
 from pixel_perception.ros.transforms import moved, pose_matrix
@@ -104,24 +104,20 @@ def test_depth_of_another_encoding_is_refused():
 
 
 def test_centroid_leaves_the_background_and_invalid_pixels_out():
-    camera = Intrinsics(500.0, 500.0, 50.0, 40.0, 100, 80)
+    camera = Intrinsics(500.0, 500.0, 50.0, 40.0)
     depth = np.full((80, 100), 3.0, np.float32)
     depth[20:40, 60:80] = 1.0
     depth[20:22, 60:80] = np.nan
     mask = Mask((58, 18, 24, 24), np.ones((24, 24), bool))  # two pixels of wall all around
-    x, y, z = centroid(mask, depth, camera)
+    x, y, z = surface(mask, depth, camera).mean(0)
     assert z == pytest.approx(1.0)
     assert x == pytest.approx((69.5 - 50) / 500) and y == pytest.approx((30.5 - 40) / 500)
 
 
-@pytest.mark.parametrize(("depth", "sentence"), [
-    (np.full((80, 100), np.nan, np.float32), "expected depth under the mask, found 0 of 100 pixels"),
-    (np.ones((40, 50), np.float32), "expected the size of the image"),
-])  # fmt: skip
-def test_centroid_says_why_there_is_none(depth, sentence):
+def test_surface_says_why_there_is_none():
     mask = Mask((10, 10, 10, 10), np.ones((10, 10), bool))
-    with pytest.raises(PerceptionError, match=sentence) as caught:
-        centroid(mask, depth, Intrinsics(500.0, 500.0, 50.0, 40.0, 100, 80))
+    with pytest.raises(PerceptionError, match="expected depth under the mask, found 0 of 100 pixels") as caught:
+        surface(mask, np.full((80, 100), np.nan, np.float32), Intrinsics(500.0, 500.0, 50.0, 40.0))
     assert caught.value.code == "NO_DEPTH"
 
 
