@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("pixel_perception.export.command", "main", "turn a checkpoint into the parts that a bundle needs"),
     "build-engines": ("pixel_perception.export.engines", "main", "build a bundle's TensorRT engines before they are needed"),
     "parity": ("pixel_perception.export.parity", "main", "compare a bundle with the torch model it came from"),
+    "checkpoint": ("pixel_perception.models.checkpoint_command", "main", "published weights to a model folder, or how they would map"),
     "oracle": ("pixel_perception.evaluation.oracle", "main", "compare the papers' networks with reference numbers"),
     "record": ("pixel_perception.demo.record", "main", "make the recording that the demo plays"),
 }  # fmt: skip

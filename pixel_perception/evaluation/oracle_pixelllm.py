@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pixel_perception.evaluation.lbm import lbm
 from pixel_perception.evaluation.oracle import BOXES, FEATURES, LOSSES, compare, parameter_shapes, weights_rule
+from pixel_perception.models.checkpoints import Source, load
 from pixel_perception.models.pixelllm import decoding, objective
-from pixel_perception.models.pixelllm.checkpoints import load
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
+from pixel_perception.models.pixelllm.flax_names import REFERENCE
 from pixel_perception.models.pixelllm.model import PixelLLM
 
 PROPOSALS = 20
@@ -76,7 +77,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> PixelLLMConfig:
 def build(shapes: dict[str, tuple[int, ...]], rule: Callable[[str, tuple[int, ...]], np.ndarray]) -> PixelLLM:
     """The PixelLLM that a parameter tree describes, with the weights that a rule draws, in double precision."""
     model = PixelLLM(config_from_shapes(shapes))
-    load(model, {name: np.asarray(rule(name, shape), dtype=np.float32) for name, shape in shapes.items()})
+    load(model, Source({name: np.asarray(rule(name, shape), dtype=np.float32) for name, shape in shapes.items()}, REFERENCE))
     return model.double().eval()
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from pixel_perception.evaluation.oracle import LOSSES, compare, parameter_shapes, weights_rule
 from pixel_perception.models import losses
-from pixel_perception.models.pixellm.checkpoints import load
+from pixel_perception.models.checkpoints import Source, load
 from pixel_perception.models.pixellm.clip_tower import resize_positions_as_published
 from pixel_perception.models.pixellm.config import LossConfig, PixelLMConfig
 from pixel_perception.models.pixellm.generation import generate
 from pixel_perception.models.pixellm.images import prepare, unpad, valid_cells, valid_pixels
 from pixel_perception.models.pixellm.model import Batch, PixelLM, mask_scores
+from pixel_perception.models.pixellm.names import RELEASE
 from pixel_perception.models.pixellm.published import config_from_shapes
 
 POSITIONS = "embeddings.position_embedding.weight"
@@ -35,7 +36,7 @@ Rule = Callable[[str, tuple[int, ...]], np.ndarray]
 def build(shapes: dict[str, tuple[int, ...]], rule: Rule) -> PixelLM:
     """The PixelLM that published names and shapes describe, with the weights that a rule gives."""
     model = PixelLM(config_from_shapes(shapes, PixelLMConfig(losses=LossConfig.released())))
-    load(model, weights(shapes, rule))
+    load(model, Source(weights(shapes, rule), RELEASE))
     return model.eval()
 
 

@@ -7,7 +7,7 @@ sharded with an index where they are large; the tokenizer's files lie beside the
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pixel_perception.models.compact import Compact
 from pixel_perception.models.configurations import from_dict, to_dict
 from pixel_perception.models.language import Language
 from pixel_perception.models.perception_model import PerceptionModel
-from pixel_perception.models.tensor_files import CheckpointError, Folder, Row
+from pixel_perception.models.tensor_files import CheckpointError, Folder, Row, check
 from pixel_perception.models.tokenizer_files import FILES
 
 DESCRIPTION = "model.json"
@@ -98,19 +98,13 @@ def describe(folder: str | Path) -> dict[str, Any]:
     return described
 
 
-def check(rows: Sequence[Row]) -> None:
-    """Raises CheckpointError that names every tensor that is missing, extra or of another shape."""
-    if bad := [row for row in rows if not row.ok]:
-        raise CheckpointError(f"{len(bad)} tensors do not fit:\n" + "\n".join(map(str, bad)))
-
-
 @contextmanager
-def building(dtype: torch.dtype):
-    """Networks built inside have parameters of a type and no initial values, because loading overwrites them all."""
+def building(dtype: torch.dtype, initial: bool = False):
+    """Networks built inside have parameters of a type, and `initial` values only where loading does not overwrite them all."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a 13B network must not exist twice, once in float32
     try:
-        with no_init_weights():  # drawing billions of numbers takes minutes
+        with nullcontext() if initial else no_init_weights():  # drawing billions of numbers takes minutes
             yield
     finally:
         torch.set_default_dtype(before)

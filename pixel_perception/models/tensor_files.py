@@ -4,12 +4,13 @@ No code in a file is ever run, and one tensor (safetensors) or one file (bin) is
 """
 
 import json
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
@@ -19,7 +20,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the mapping. `status` is "load", "merge LoRA", "resize", "fresh" or "unused" when all is well,
+    """One line of the mapping. `status` is "load", "merge LoRA", "resize", "grow", "fresh" or "unused" when all is well,
 
     "missing", "extra" or "shape" when not. Names are empty and shapes None where there is no such side.
     """
@@ -38,6 +39,13 @@ class Row:
     def __str__(self) -> str:
         names = f"{self.published or '-'} {self.published_shape or ''} -> {self.ours or '-'} {self.our_shape or ''}"
         return f"{self.status}: {names}" + (f" ({self.note})" if self.note else "")
+
+
+def check(rows: Iterable[Row]) -> None:
+    """Raises CheckpointError that names every tensor that is missing, extra or of another shape."""
+    if bad := [row for row in rows if not row.ok]:
+        count = "1 tensor does" if len(bad) == 1 else f"{len(bad)} tensors do"
+        raise CheckpointError(f"{count} not fit:\n" + "\n".join(map(str, bad)))
 
 
 class Folder(Mapping[str, Tensor]):
@@ -59,7 +67,7 @@ class Folder(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(name)
         if self._open is None or self._open[0] != path:
-            self._open = path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            self._open = path, _torch_file(path)
         return self._open[1][name]
 
     def __iter__(self):
@@ -68,28 +76,49 @@ class Folder(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return list(dict.fromkeys(self._files.values()))
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, without reading the values."""
-        return {name: shape for path in dict.fromkeys(self._files.values()) for name, shape in _shapes(path).items()}
+        return {name: shape for path in self.files for name, shape in _shapes(path).items()}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: expected safetensors, found a file that cannot be read as such ({error})") from None
+    return {name: tuple(tensor.shape) for name, tensor in _torch_file(path).items()}
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: expected weights and nothing else in a PyTorch file ({first})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path}: expected tensors by name, found something else")
+    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: those of its index, else every safetensors, else every bin file."""
     for index in sorted(folder.glob("*.index.json")):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CheckpointError(f"{index}: expected JSON with a weight_map from tensors to files") from None
         files = [folder / name for name in names]
         if absent := [file.name for file in files if not file.is_file()]:
-            raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}")
+            raise CheckpointError(f"{index}: expected the files that it names, found no {', '.join(absent)}")
         return files
     for pattern in ("*.safetensors", "*.bin"):
         if files := sorted(folder.glob(pattern)):
             return files
-    raise CheckpointError(f"no weights (*.safetensors or *.bin) in {folder}")
+    raise CheckpointError(f"{folder}: expected weights (*.safetensors or *.bin), found none")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pixel_perception.models.pixelllm.layouts import Layout, Rule, same
+from pixel_perception.models.layouts import Layout, Rule, same
+from pixel_perception.models.pixelllm.hub_names import EVA02, FLAN_T5, SAM
 
 
 def _linear(x: Tensor) -> Tensor:
@@ -179,11 +180,16 @@ def _rules() -> list[Rule]:
 
 
 REFERENCE = Layout(
-    rules=_rules(),
+    "PixelLLM's reference", r"^git_backbone/", _rules(),
     unused={
         r"prompt_adapter/dense_output_mlp/.*": "the image side of the extractor is thrown away",
         r"prompt_encoder/mask_downscaling/.*": "no task prompts with a mask",
     },
     fresh=("prompt_encoder.mask_branch.",),
+    text=True,
 )
 """The tree of `scenic/projects/pixel_llm`, with either language model."""
+
+LAYOUTS = (REFERENCE, SAM, EVA02, FLAN_T5)
+PRETRAINED = {"semantic": "EVA-02", "spatial": "SAM", "prompt_encoder": "SAM", "mask_decoder": "SAM", "language": "Flan-T5"}
+"""Our parts that training does not start from scratch, and where they come from; the small text decoder does."""

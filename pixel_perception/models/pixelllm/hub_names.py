@@ -4,7 +4,10 @@ SAM: `facebook/sam-vit-huge`. EVA-02: the CLIP-trained tower, under timm's names
 `google/flan-t5-xl` (or any T5 1.1 of the configured size).
 """
 
-from pixel_perception.models.pixelllm.layouts import Layout, Rule
+from pixel_perception.models.layouts import Layout, Rule
+
+TRUNK = r"(?:visual\.(?:trunk\.)?)?"
+"""What open_clip and the authors put before the names of EVA-02's image tower."""
 
 
 def _prefixed(theirs: str, ours: str, names: dict[str, str], endings: str = "weight|bias") -> list[Rule]:
@@ -59,9 +62,8 @@ def _sam() -> list[Rule]:
 
 
 def _eva02() -> list[Rule]:
-    any_prefix, mine = r"(?:visual\.)?", r"semantic.blocks.\1."
-    block = any_prefix + r"blocks\.(\d+)\."
-    rules = _prefixed(any_prefix, "semantic.", {r"patch_embed\.proj": "patch", "norm": "norm"})
+    block, mine = TRUNK + r"blocks\.(\d+)\.", r"semantic.blocks.\1."
+    rules = _prefixed(TRUNK, "semantic.", {r"patch_embed\.proj": "patch", "norm": "norm"})
     rules += _prefixed(block, mine, {
         "norm1": "norm1", "norm2": "norm2", r"attn\.q_proj": "attention.query", r"attn\.k_proj": "attention.key",
         r"attn\.v_proj": "attention.value", r"attn\.proj": "attention.out",
@@ -70,8 +72,8 @@ def _eva02() -> list[Rule]:
     rules += [
         Rule(block + r"attn\.q_bias", mine + "attention.query.bias"),
         Rule(block + r"attn\.v_bias", mine + "attention.value.bias"),
-        Rule(any_prefix + "cls_token", "semantic.cls"),
-        Rule(any_prefix + "pos_embed", "semantic.position"),
+        Rule(TRUNK + "cls_token", "semantic.cls"),
+        Rule(TRUNK + "pos_embed", "semantic.position"),
     ]
     return rules
 
@@ -96,12 +98,12 @@ def _flan_t5() -> list[Rule]:
     return rules
 
 
-SAM = Layout(_sam(), unused={r"prompt_encoder\.shared_embedding\..*": "a second copy of the position code"},
-             parts=("spatial.", "prompt_encoder.", "mask_decoder."))
+SAM = Layout("SAM", r"vision_encoder\.", _sam(), start=True,
+             unused={r"prompt_encoder\.shared_embedding\..*": "a second copy of the position code"})
 
-EVA02 = Layout(_eva02(), unused={r"(?:visual\.)?head\..*": "features are taken before it",
-                                 r"(?:visual\.)?rope\..*|.*freqs_(?:cos|sin)": "computed from the sizes",
-                                 r"text\..*|logit_scale": "not part of the image tower"}, parts=("semantic.",))
+EVA02 = Layout("EVA-02", r"blocks\.\d+\.(?:attn|mlp)\.", _eva02(), start=True, unused={
+    rf"{TRUNK}head\..*": "features are taken before it", rf"{TRUNK}rope\..*|.*freqs_(?:cos|sin)": "computed from the sizes",
+    r"text\..*|logit_scale": "not part of the image tower"})  # fmt: skip
 
-FLAN_T5 = Layout(_flan_t5(), unused={r"(?:en|de)coder\.embed_tokens\.weight": "a second copy of the embedding"},
-                 fresh=("lora_down", "lora_up"), parts=("language.",))
+FLAN_T5 = Layout("Flan-T5", r"(?:en|de)coder\.block\.", _flan_t5(), start=True, text=True, fresh=("lora_down", "lora_up"),
+                 unused={r"(?:en|de)coder\.embed_tokens\.weight": "a second copy of the embedding"})

@@ -1,4 +1,4 @@
-"""PixelLM's published folders: which sizes they have, which ids their codebook, and opening one."""
+"""What PixelLM's published folders say about sizes and token ids, and what a LLaVA model has to grow by."""
 
 import json
 import re
@@ -6,40 +6,45 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from transformers.initialization import no_init_weights
+from tokenizers import AddedToken, Tokenizer
 
-from pixel_perception.models.pixellm.checkpoints import TOWER, load, plain_name
 from pixel_perception.models.pixellm.clip_tower import ClipConfig
 from pixel_perception.models.pixellm.codebook import CodebookConfig
 from pixel_perception.models.pixellm.config import PixelLMConfig
 from pixel_perception.models.pixellm.decoder import PixelDecoderConfig
-from pixel_perception.models.pixellm.model import PixelLM
+from pixel_perception.models.pixellm.names import TOWER, plain_name
+from pixel_perception.models.pixellm.text import MARKS, codebook_names
 from pixel_perception.models.sam import TwoWayConfig
-from pixel_perception.models.tensor_files import CheckpointError, Folder
+from pixel_perception.models.tensor_files import CheckpointError
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
-def open_published(
-    folder: str | Path, clip: str | Path | None = None, base: PixelLMConfig | None = None, dtype=torch.float32
-) -> PixelLM:
-    """Build a PixelLM from a published folder, and OpenAI's CLIP folder where the tower is not in the first.
+def released(config: PixelLMConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> PixelLMConfig:
+    """The configuration with the vocabulary and the codebook's ids that a release has; other sizes are checked with its tensors.
 
-    Raises CheckpointError when files are absent, a tensor does not fit, or the tokenizer splits the codebook.
+    Raises CheckpointError when its tokenizer splits the codebook.
     """
-    folder = Path(folder)
-    tensors = Folder(folder, *([clip] if clip else []))
-    config = config_from_shapes(tensors.shapes(), base or PixelLMConfig(), **_language(folder))
-    if (first := codebook_first(folder, config.codebook.length)) is not None:
-        config = replace(config, codebook=replace(config.codebook, first=first))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # a 13B network must not exist twice, once in float32
-    try:
-        with no_init_weights():  # every tensor is loaded or refused; drawing billions of numbers takes minutes
-            model = PixelLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    load(model, tensors)
-    return model.eval()
+    rows = next((shape[0] for name, shape in shapes.items() if plain_name(name) == EMBEDDING), config.language.vocabulary)
+    first = codebook_first(folder, config.codebook.length)
+    # The codebook is added to the vocabulary last but for the two marks around the image.
+    first = rows - len(MARKS) - config.codebook.length if first is None else first
+    return replace(config, language=replace(config.language, vocabulary=rows, **_language(folder)),
+                   codebook=replace(config.codebook, first=first))  # fmt: skip
+
+
+def grown(config: PixelLMConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path, tokenizer: Tokenizer) -> PixelLMConfig:
+    """The configuration of a LLaVA model that learns to segment: its vocabulary, then the codebook and the marks it lacks.
+
+    The tokenizer, LLaVA's own, gets the new tokens. Raises CheckpointError when it is not that of the embedding.
+    """
+    rows = next((shape[0] for name, shape in shapes.items() if plain_name(name) == EMBEDDING), 0)
+    if tokenizer.get_vocab_size() != rows:
+        raise CheckpointError(f"{folder}: expected a tokenizer of {rows} tokens as the embedding has, found {tokenizer.get_vocab_size()}")
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in codebook_names(config.codebook.length)])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in MARKS if tokenizer.token_to_id(name) is None])
+    return replace(config, language=replace(config.language, vocabulary=tokenizer.get_vocab_size(), **_language(folder)),
+                   codebook=replace(config.codebook, first=rows))  # fmt: skip
 
 
 def codebook_first(folder: Path, length: int) -> int | None:
@@ -52,7 +57,7 @@ def codebook_first(folder: Path, length: int) -> int | None:
         known |= {x["content"]: x["id"] for x in json.loads(path.read_text()).get("added_tokens", [])}
     if (path := folder / "added_tokens.json").is_file():
         known |= json.loads(path.read_text())
-    names = [f"[SEG{i}]" for i in range(length)] if length > 1 else ["[SEG]"]
+    names = codebook_names(length)
     if not known.keys() & set(names):
         return None
     ids = [known.get(name) for name in names]
@@ -68,22 +73,22 @@ def _language(folder: Path) -> dict:
     return {name: stored[key] for key, name in ours.items() if key in stored}
 
 
-def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], base: PixelLMConfig, **language) -> PixelLMConfig:
-    """A configuration with the sizes that published tensors tell; what shapes cannot tell is taken from `base`.
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], base: PixelLMConfig) -> PixelLMConfig:
+    """A configuration with all sizes that published tensors tell; what shapes cannot tell is taken from `base`.
 
     Raises CheckpointError when the tensors are not those of a PixelLM.
     """
     shapes = {plain_name(name): tuple(shape) for name, shape in shapes.items()}
     try:
-        vocabulary, dim = shapes["model.embed_tokens.weight"]
+        vocabulary, dim = shapes[EMBEDDING]
         layer = "model.layers.0."
-        heads = language.pop("heads", base.language.heads)
+        heads = base.language.heads
         if frequencies := shapes.get(layer + "self_attn.rotary_emb.inv_freq"):
             heads = dim // (2 * frequencies[0])
         words = replace(
             base.language, vocabulary=vocabulary, dim=dim, heads=heads, layers=_count(shapes, r"model\.layers\.(\d+)\..*"),
             key_heads=shapes[layer + "self_attn.k_proj.weight"][0] * heads // dim,
-            mlp=shapes[layer + "mlp.gate_proj.weight"][0], **language,
+            mlp=shapes[layer + "mlp.gate_proj.weight"][0],
         )
         levels, width = shapes["model.mask_decoder.level_embed.weight"]
         block = "model.mask_decoder.transformer.0.layers.0."

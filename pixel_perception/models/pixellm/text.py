@@ -20,6 +20,8 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 USER, ASSISTANT = "USER:", "ASSISTANT:"
+MARKS = ("<im_start>", "<im_end>")
+"""What stands around the image; the tokenizer must know both."""
 SEG = "{seg}"
 """Stands in an answer for the codebook run of one target."""
 
@@ -47,7 +49,7 @@ class PixelLMText:
             raise TokenizerError(f"{folder}: expected '</s>' to have the id {config.language.end} that ends an answer, found {end}")
         self.tokenizer, self.config, self.end = tokenizer, config, end
         self.begin = token_id(tokenizer, "<s>", folder)
-        self.marks = token_id(tokenizer, "<im_start>", folder), token_id(tokenizer, "<im_end>", folder)
+        self.marks = tuple(token_id(tokenizer, mark, folder) for mark in MARKS)
 
     @classmethod
     def open(cls, folder: str | Path, config: PixelLMConfig) -> "PixelLMText":
