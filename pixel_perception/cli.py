@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": ("pixel_perception.demo.run", "main", "camera, node and client as ROS 2 processes; pictures in a folder"),
     "inspect": ("pixel_perception.commands", "inspect", "show what a bundle holds, and verify it"),
     "assemble": ("pixel_perception.commands", "assemble", "put a bundle together from base weights and trained parts"),
-    "evaluate": ("pixel_perception.evaluation.command", "main", "score a bundle on simulated scenes or photographs"),
+    "evaluate": ("pixel_perception.evaluation.command", "main", "score a model on simulated scenes, photographs or data sets"),
     "simulate": ("pixel_perception.commands", "simulate", "render scenes with ground truth"),
     "data": ("pixel_perception.training.tasks.check", "main", "check a data set's folder, or show what a model would see of it"),
     "train": ("pixel_perception.training.train", "main", "train the compact model"),

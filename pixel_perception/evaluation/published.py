@@ -3,14 +3,12 @@
 PixelLM: Ren et al., "PixelLM: Pixel Reasoning with Large Multimodal Model" (CVPR 2024). PixelLLM: Xu et al., "Pixel Aligned
 Language Models" (CVPR 2024). Figures are as printed: percent, but TFLOPs, and LBM as a distance, lower is better.
 
-Read before comparing: MUSE figures contain the verdicts of a closed judge (muse.py); refCOCO masks of PixelLM were taken with
-the answer's tokens given. PixelLM's tables 2 and 3 name neither measure nor size: the rows that they cite from others are cIoU,
-and the figures that table 4 repeats are those of 7B.
+What to know before comparing is in `REMARKS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -158,19 +156,36 @@ FIGURES: tuple[Figure, ...] = (
         PixelLLM, T5 Large LoRA            | 84.8
         PixelLLM, T5 XL LoRA               | 89.8
     """),
-    *_table("PixelLLM", "section 5.2", "localized_narratives_coco/val:lbm", """
+    *_table("PixelLLM", "section 5.2", "localized_narratives/val:lbm", """
         MITR                               | 0.163
         PixelLLM                           | 0.153
     """),
 )  # fmt: skip
 """All of them, in the papers' order. Splits that a paper does not name are those the data set is evaluated on by custom."""
 
+REMARKS = {
+    "PixelLM table 1": "MUSE, published: the figures contain the verdicts of a closed judge, whose prompt is not public; those of another "
+                       "judge do not compare.",
+    "PixelLM table 2": "Multi-referring, published: the table names neither measure nor size; the rows that it cites from others are cIoU, "
+                       "and table 4 repeats figures of 7B.",
+    "PixelLM table 3": "refCOCO, published for PixelLM: the table names neither measure nor size; the rows that it cites from others are "
+                       "cIoU, and table 4 repeats figures of 7B. The answer's tokens were given.",
+    "PixelLLM table 3": "Captions of boxes: CIDEr weighs n-grams by the references of the whole split, so that figures of a part of it do "
+                        "not compare.",
+    "PixelLLM section 5.2": "Narratives, published: LBM with k = 0 on those of COCO; whose words were placed is not said, and MITR's "
+                            "figure, which stands beside it, is for given captions.",
+}  # fmt: skip
+"""Where a figure was printed, and what the print leaves open."""
 MAIN = ("PixelLM-7B", "PixelLM-13B", "PixelLLM")
 """The papers' own systems in full."""
 
 
 def find(data: str, metric: str, systems: Sequence[str] | None = MAIN) -> list[Figure]:
-    """Figures of one measure on one split, one for each system (a repeated figure is given once); all systems for None."""
+    """Figures of one measure on one split, one for each system (a repeated figure is given once); all systems for None.
+
+    A data set in another form ("multi_refcoco_released", "localized_narratives_sentences") has the figures of the data set.
+    """
+    data = data.replace("_released/", "/").replace("_sentences/", "/")
     found: dict[str, Figure] = {}
     for figure in FIGURES:
         if (figure.data, figure.metric) == (data, metric) and (systems is None or figure.system in systems):
@@ -178,20 +193,7 @@ def find(data: str, metric: str, systems: Sequence[str] | None = MAIN) -> list[F
     return list(found.values())
 
 
-def beside(ours: Mapping[tuple[str, str], float | None], systems: Sequence[str] | None = MAIN) -> list[str]:
-    """Lines of a table: data, metric, our figure, then what the papers print and in which table.
-
-    `ours` is {(data, metric): figure}, in the papers' units; None where we have none. A measure without a printed figure is
-    listed without one.
-    """
-    width = max([20, *(len(f"{data} {metric}") for data, metric in ours)])
-    lines = [f"{'':<{width}}{'ours':>9}   published"]
-    for (data, metric), value in ours.items():
-        printed = ", ".join(f"{f.system} {f.value:g} ({_where(f)})" for f in find(data, metric, systems))
-        lines.append(f"{f'{data} {metric}':<{width}}{'-' if value is None else f'{value:.4g}':>9}   {printed or '-'}")
-    return lines
-
-
-def _where(figure: Figure) -> str:
+def where(figure: Figure) -> str:
+    """ "PixelLM table 3"."""
     place = figure.table if figure.table.startswith("section") else f"table {figure.table}"
     return f"{figure.paper} {place}"

@@ -7,7 +7,6 @@ the same form from photographs; `report.py` sums rows up.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixel_perception.evaluation import metrics
+from pixel_perception.evaluation.records import append, stored
 from pixel_perception.evaluation.scoring import joint_iou, normalised, sample, save_picture, timed, word_scores
 from pixel_perception.types import Query, Task
 
@@ -71,7 +71,7 @@ def run(settings: Settings, seeds: range, jobs: int = 1, out: Path | None = None
 
     file = out / "scenes.jsonl" if out else None
     key = _key(settings)
-    rows = {row["seed"]: row for row in _stored(file) if row["key"] == key and row["seed"] in seeds}
+    rows = {row["seed"]: row for row in (stored(file) if file else ()) if row["key"] == key and row["seed"] in seeds}
     if progress and rows:
         progress(len(rows))
     blocks: dict[int, list[int]] = {}
@@ -81,9 +81,7 @@ def run(settings: Settings, seeds: range, jobs: int = 1, out: Path | None = None
     for row in _work(settings, list(blocks.values()), jobs):
         rows[row["seed"]] = row | {"key": key}
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as stream:
-                stream.write(json.dumps(rows[row["seed"]]) + "\n")
+            append(file, rows[row["seed"]])
         if progress:
             progress(1)
     return [rows[seed] for seed in sorted(rows)]
@@ -95,16 +93,6 @@ def _key(settings: Settings) -> str:
     digest = Bundle.open(settings.bundle).digest
     objects = ",".join(sorted(settings.objects)) if settings.objects is not None else "all"
     return f"rows {FORMAT} {digest[:16]} {objects} {settings.threshold}"
-
-
-def _stored(file: Path | None) -> Iterator[dict]:
-    if file is None or not file.exists():
-        return
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was stopped while writing it
-            continue
 
 
 def _work(settings: Settings, blocks: list[list[int]], jobs: int) -> Iterator[dict]:

@@ -28,7 +28,7 @@ def test_rows_are_complete_and_given_once():
         ("refcoco/testA", "p50", "PixelLLM", 92.2),
         ("visual_genome/test", "dense_caption_map", "PixelLLM", 17.02),
         ("refcocog/val", "cider", "PixelLLM", 82.3),
-        ("localized_narratives_coco/val", "lbm", "PixelLLM", 0.153),
+        ("localized_narratives/val", "lbm", "PixelLLM", 0.153),
         ("efficiency", "tflops", "PixelLM-13B", 6.65),
     ],
 )
@@ -36,9 +36,14 @@ def test_figures(data, metric, system, value):
     assert {f.system: f.value for f in published.find(data, metric)}[system] == value
 
 
-def test_beside():
-    lines = published.beside({("muse/val", "judged_giou"): 41.2, ("own/val", "giou"): 0.5, ("refcoco/val", "p50"): None})
-    assert " ".join(lines[1].split()) == "muse/val judged_giou 41.2 PixelLM-7B 42.6 (PixelLM table 1), PixelLM-13B 44.8 (PixelLM table 1)"
-    assert lines[2].split() == ["own/val", "giou", "0.5", "-"]
-    assert lines[3].split()[2:5] == ["-", "PixelLLM", "89.8"]
+def test_the_same_data_in_another_form_has_the_same_figures():
+    assert published.find("multi_refcoco_released/val", "ciou") == published.find("multi_refcoco/val", "ciou") != []
+    assert published.find("own/val", "giou") == []
     assert len(published.find("refcoco/val", "p50", None)) > 9
+
+
+def test_where_a_figure_was_printed():
+    (figure,) = published.find("localized_narratives/val", "lbm")
+    assert published.where(figure) == "PixelLLM section 5.2"
+    places = {published.where(f) for f in published.FIGURES}
+    assert set(published.REMARKS) <= places
