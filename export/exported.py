@@ -210,13 +210,16 @@ class Exported:
 
     def _generate(self, trace: Trace, embeds: np.ndarray, lead: int) -> None:
         tokens, past, states, length = self.manifest.tokens, {}, [], 0
-        for value in self._sessions["language_model"].get_inputs()[2:]:
-            past[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in self._sessions["language_model"].get_inputs():
+            if value.name.startswith("past"):
+                past[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         while True:
-            length += embeds.shape[1]
+            count = embeds.shape[1]
+            length += count
             out = self.run(
-                "language_model", inputs_embeds=embeds, attention_mask=np.ones((1, length), np.int64), **past
-            )
+                "language_model", inputs_embeds=embeds, position_ids=np.arange(length - count, length)[None],
+                attention_bias=np.zeros((1, 1, count, length), np.float32), asked=np.array([count - 1]), **past,
+            )  # fmt: skip
             past = {name: out[name.replace("past_key_values", "present")] for name in past}
             states.append(out["hidden_states"][0])
             logits = np.concatenate([out["logits"][0, 0], states[-1][-1] @ self._output.T])

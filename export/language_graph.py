@@ -1,21 +1,22 @@
 """A Llama-family decoder as one ONNX graph with fused operators, written directly: no torch, no tracing.
 
-Interface (B sequences, S new positions, P positions before them, total = P + S):
-    inputs_embeds (B, S, hidden) fp32, attention_mask (B, total) int64, past_key_values.{i}.key/value (B, kv_heads, P, head_dim)
-    -> logits (B, 1, vocabulary) of the last position, hidden_states (B, S, hidden) after the final norm,
-       present.{i}.key/value (B, kv_heads, total, head_dim)
+Interface (S new positions, P positions before them, total = P + S, K of the new ones asked for what follows):
+    inputs_embeds (1, S, hidden) fp32, position_ids (1, S) int64, attention_bias (1, 1, S, total) fp32, asked (K,) int64,
+    past_key_values.{i}.key/value (1, kv_heads, P, head_dim)
+    -> logits (1, K, vocabulary) of the positions `asked`, hidden_states (1, S, hidden) after the final norm,
+       present.{i}.key/value (1, kv_heads, total, head_dim)
 
-The operators are those of ONNX Runtime's CPU and CUDA providers: GroupQueryAttention (rotary embedding, causal mask and
+The operators are those of ONNX Runtime's CPU and CUDA providers: GroupQueryAttention (rotary embedding, causal mask, bias and
 key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit weights in blocks of 32.
 
-Padding. Rows of a batch may have different lengths only by RIGHT padding of the prompt: ones, then zeros in
-attention_mask. `logits` are then those of each row's last real position, and later single steps (S = 1, mask row = ones
-for the row's real length including the new token) append right behind it. Left padding is NOT supported: positions count
-from the first entry of a row. Steps with S > 1 and P > 0 need B = 1 (a limit of GroupQueryAttention); a batch that
-shares a prefix is fed as: prefix and common words with B = 1, key/values repeated, then what differs one position a step.
+Several rows. GroupQueryAttention reads several positions after a past in one sequence only, so rows that share a prefix are
+packed into one, one row's positions behind the other's: `attention_bias` is 0 where a position may look and the lowest
+number elsewhere (the causal mask comes on top), and `position_ids` say where in its own row a position stands. Rows may so
+read any number of positions each in one step, and what they share is kept once. Where nothing was read before (P = 0) there
+is one row, and its positions count from the first of `position_ids`.
 
 Key/value memory. `present.*` may be bound to the very buffer of `past_key_values.*` when that buffer is already as long
-as the longest sequence (its third axis then counts capacity, and attention_mask alone says how much is in use).
+as the longest sequence (its third axis then counts capacity, and the last axis of attention_bias alone says how much is in use).
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def language_graph(
         qkv = g.linear(x, np.concatenate([weights[name + part] for part in "qkv"]), name + "qkv")
         attended = g.node(
             "GroupQueryAttention",
-            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", "last_index", "total_length", "cos_cache", "sin_cache"],
+            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", "last_index", "total_length", "cos_cache", "sin_cache",
+             "position_ids", "attention_bias"],
             [name + "attention", f"present.{i}.key", f"present.{i}.value"], MICROSOFT, num_heads=shape.heads,
             kv_num_heads=shape.kv_heads, do_rotary=1, rotary_interleaved=0, scale=shape.head_dim**-0.5)  # fmt: skip
         out = g.linear(attended, weights[name + "o"], name + "o")
@@ -192,9 +194,8 @@ def language_graph(
         x, skip = _add_and_norm(
             g, skip, down, following, weights[following], norm, "hidden_states" if last else None
         )
-    g.node("GatherND", ["hidden_states", "last_position"], ["last_hidden"], batch_dims=1)
-    g.node("Unsqueeze", ["last_hidden", g.constant("axis_one", np.array([1], np.int64))], ["last_state"])
-    g.linear("last_state", weights.get("output", weights["embeddings"]), "logits")
+    g.node("Gather", ["hidden_states", "asked"], ["asked_states"], axis=1)
+    g.linear("asked_states", weights.get("output", weights["embeddings"]), "logits")
     return _model(g, shape)
 
 
@@ -209,21 +210,11 @@ def _add_and_norm(
 
 
 def _lengths(g: GraphWriter) -> None:
-    """What attention and the output layer need of the mask: `last_index` (B,) int32 = real length - 1, `total_length`
-    () int32, and `last_position` (B, 1) int64, the row of hidden_states that holds a sequence's last real position."""
-    one = g.constant("one", np.array([1], np.int64))
-    g.node("ReduceSum", ["attention_mask", one], ["lengths"], keepdims=0)
-    g.node("Sub", ["lengths", one], ["last_index_64"])
-    g.node("Cast", ["last_index_64"], ["last_index"], to=TensorProto.INT32)
-    g.node("Shape", ["attention_mask"], ["total"], start=1, end=2)
+    """What attention needs of the bias: `total_length` () int32, and `last_index` (1,) int32 = total - 1."""
+    g.node("Shape", ["attention_bias"], ["total"], start=3, end=4)
     g.node("Cast", ["total"], ["total_32"], to=TensorProto.INT32)
     g.node("Squeeze", ["total_32"], ["total_length"])
-    g.node("Shape", ["inputs_embeds"], ["step"], start=1, end=2)
-    # A prompt (total = step) may be padded at the right; later steps hold real positions only, so the last row counts.
-    g.node("Sub", ["step", one], ["step_end"])
-    g.node("Equal", ["total", "step"], ["is_prompt"])
-    g.node("Where", ["is_prompt", "last_index_64", "step_end"], ["last_position_1"])
-    g.node("Unsqueeze", ["last_position_1", one], ["last_position"])
+    g.node("Sub", ["total_32", g.constant("one", np.array([1], np.int32))], ["last_index"])
 
 
 def _model(g: GraphWriter, shape: DecoderShape) -> onnx.ModelProto:
@@ -232,19 +223,21 @@ def _model(g: GraphWriter, shape: DecoderShape) -> onnx.ModelProto:
 
     caches = [(i, kind) for i in range(shape.layers) for kind in ("key", "value")]
     inputs = [
-        value("inputs_embeds", ["batch", "step", shape.hidden]),
-        value("attention_mask", ["batch", "total"], TensorProto.INT64),
+        value("inputs_embeds", [1, "step", shape.hidden]),
+        value("position_ids", [1, "step"], TensorProto.INT64),
+        value("attention_bias", [1, 1, "step", "total"]),
+        value("asked", ["asked"], TensorProto.INT64),
     ]
     inputs += [
-        value(f"past_key_values.{i}.{kind}", ["batch", shape.kv_heads, "past", shape.head_dim])
+        value(f"past_key_values.{i}.{kind}", [1, shape.kv_heads, "past", shape.head_dim])
         for i, kind in caches
     ]
     outputs = [
-        value("logits", ["batch", 1, shape.vocabulary]),
-        value("hidden_states", ["batch", "step", shape.hidden]),
+        value("logits", [1, "asked", shape.vocabulary]),
+        value("hidden_states", [1, "step", shape.hidden]),
     ]
     outputs += [
-        value(f"present.{i}.{kind}", ["batch", shape.kv_heads, "present", shape.head_dim])
+        value(f"present.{i}.{kind}", [1, shape.kv_heads, "present", shape.head_dim])
         for i, kind in caches
     ]
     graph = helper.make_graph(g.nodes, "language_model", inputs, outputs, g.initializers)

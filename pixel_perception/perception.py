@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.backends import Meanwhile, open_backend
 from pixel_perception.runtime.instances import find, region_at
-from pixel_perception.runtime.language import Answer, Cancel, Group, Language
+from pixel_perception.runtime.language import Answer, Cancel, Group, Language, Prompt
 from pixel_perception.runtime.session import Backend, Past
 from pixel_perception.runtime.text import words
 from pixel_perception.runtime.vision import Encoded, Vision
@@ -37,6 +38,8 @@ __all__ = ["Encoded", "ModelInfo", "Perception"]
 
 BETWEEN = ", "
 """Between the captions of several regions in a result's text."""
+TOGETHER = 32
+"""So many instructions or regions are decoded as one batch."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +109,29 @@ class Perception:
         `cancel` is looked at before every token and ends the answer with what there is. Raises PerceptionError INVALID_QUERY,
         INVALID_IMAGE or OUT_OF_MEMORY.
         """
+        return self.ask_all(frame, [query], on_partial and (lambda _, piece: on_partial(piece)), cancel)[0]
+
+    def ask_all(self, frame: np.ndarray | Encoded, queries: Sequence[Query],
+                on_partial: Callable[[int, Partial], None] | None = None, cancel: Cancel | None = None) -> list[Result]:
+        """Answer several queries about one frame: instructions are decoded together, in much less time than one after the other.
+
+        `on_partial` is called with the query's index and what is known of its answer; `cancel` ends all of them. The time of
+        what is done together counts for each. Raises as `ask`.
+        """
         started = time.perf_counter()
         fresh = not isinstance(frame, Encoded)
         if fresh:
             check_frame(frame)
         width, height = frame.image_size if not fresh else (frame.shape[1], frame.shape[0])
-        query = query.checked(width, height)
+        queries = [query.checked(width, height) for query in queries]
         encoded = self._vision.encode(frame) if fresh else frame
-        run = _Run(self, encoded, query, on_partial or (lambda partial: None), cancel, started)
-        run.timings["encode"] = encoded.seconds if fresh else 0.0
-        return run.result()
+        tell = on_partial or (lambda index, piece: None)
+        runs = [_Run(self, encoded, query, partial(tell, i), cancel, started) for i, query in enumerate(queries)]
+        for run in runs:
+            run.timings["encode"] = encoded.seconds if fresh else 0.0
+        if cancel is None or not cancel.is_set():
+            _converse([run for run in runs if run.instruction is not None], cancel)
+        return [run.result() for run in runs]
 
     def follow(self, frame: np.ndarray | Encoded, standing: Standing) -> Result:
         """Find the targets of a standing instruction in another frame, without language.
@@ -166,6 +182,9 @@ class _Run:
         self.encoded, self.query, self.on_partial, self.cancel, self.started = encoded, query, on_partial, cancel, started
         self.least = self.thresholds.presence if query.score_threshold is None else query.score_threshold
         self.timings = {"prefix": 0.0, "language": 0.0, "pixels": 0.0, "first_mask": 0.0}
+        captions = query.task in (Task.CAPTION_REGION, Task.CAPTION_DENSE)
+        self.instruction = None if captions else self.templates.narrate if query.task is Task.NARRATE else query.text
+        self.answer = Answer()
         self.targets: list[Target] = []
         self.instances: list[Instance] = []
         self.queries: list[np.ndarray] = []
@@ -174,33 +193,27 @@ class _Run:
         self.regions: list[Region] = []
 
     def result(self) -> Result:
-        """Do what the query asks."""
-        if self._cancelled():
+        """Everything that is known; captions are made here."""
+        if self.instruction is not None:
+            self.text, self.reason = self.answer.stream.text, self.answer.finish_reason or "cancelled"
+            self._place(self.answer, 0)
+        elif self.cancel is not None and self.cancel.is_set():
             self.reason = "cancelled"
-        elif self.query.task in (Task.CAPTION_REGION, Task.CAPTION_DENSE):
-            self._caption()
         else:
-            self._answer(self.templates.narrate if self.query.task is Task.NARRATE else self.query.text)
+            self._caption()
         timings = Timings(**self.timings, total=time.perf_counter() - self.started)
         info = self.perception.info
         return Result(self.query.id, self.encoded.image_size, self.text, tuple(self.targets), tuple(self.instances), tuple(self.words),
                       tuple(self.regions), self._standing(), self.reason, timings, info.name, info.digest)  # fmt: skip
 
-    def _answer(self, question: str) -> None:
-        prefix = self._prefix()
-        answer, spent = Answer(), time.perf_counter()
-        pixels = 0.0
-        for event in self.language.answer(prefix, question, None, self.query.max_new_tokens, answer, self.cancel):
-            if isinstance(event, Group):
-                begun = time.perf_counter()
-                self._target(event)
-                pixels += time.perf_counter() - begun
-            elif event:
-                self.on_partial(Partial("text", event))
-        self.timings["language"] = time.perf_counter() - spent - pixels
-        self.timings["pixels"] = pixels
-        self.text, self.reason = answer.stream.text, answer.finish_reason
-        self._place(answer, 0)
+    def take(self, event: str | Group) -> None:
+        """The next piece of the answer."""
+        if isinstance(event, Group):
+            begun = time.perf_counter()
+            self._target(event)
+            self.timings["pixels"] += time.perf_counter() - begun
+        elif event:
+            self.on_partial(Partial("text", event))
 
     def _target(self, group: Group) -> None:
         queries = self.vision.fuse(group.states[None])
@@ -222,17 +235,14 @@ class _Run:
         boxes, scores = self._boxes()
         if not boxes:
             return
-        prefix, question = self._prefix(), self.templates.caption_region
+        prefix, question = self.prefix(), self.templates.caption_region
         spent = time.perf_counter()
         tokens, _ = self.vision.regions(self.encoded, self.encoded.letterbox.to_network(np.array(boxes)))
-        most = self.query.max_new_tokens
-        if len(boxes) == 1:
-            answers = [Answer()]
-            for event in self.language.answer(prefix, question, tokens[0], most, answers[0], self.cancel, probabilities=True):
-                if isinstance(event, str) and event:
+        prompts, answers = [Prompt(question, region, self.query.max_new_tokens) for region in tokens], [Answer() for _ in boxes]
+        for i in range(0, len(boxes), TOGETHER):
+            for _, event in self.language.converse(prefix, prompts[i : i + TOGETHER], answers[i : i + TOGETHER], self.cancel):
+                if len(boxes) == 1 and event:
                     self.on_partial(Partial("text", event))
-        else:
-            answers = self.language.captions(prefix, question, tokens, most, self.cancel)
         for i, (box, score, answer) in enumerate(zip(boxes, scores, answers, strict=True)):
             caption = answer.stream.text
             if len(boxes) > 1:
@@ -270,7 +280,7 @@ class _Run:
             box = points[tokens].mean(0)
             self.words.append(WordLocation(begin + first, begin + last, tuple(map(float, box))))
 
-    def _prefix(self) -> Past:
+    def prefix(self) -> Past:
         begun = time.perf_counter()
         prefix = self.perception.prefix(self.encoded)
         self.timings["prefix"] = time.perf_counter() - begun
@@ -283,5 +293,15 @@ class _Run:
         return Standing(self.query.id, self.text, tuple(self.targets), np.concatenate(self.queries), self.least,
                         self.query.max_instances, tracks, free, self.perception.info.digest)  # fmt: skip
 
-    def _cancelled(self) -> bool:
-        return self.cancel is not None and self.cancel.is_set()
+
+def _converse(runs: list[_Run], cancel: Cancel | None) -> None:
+    """Answer the instructions of several runs about one frame together."""
+    for i in range(0, len(runs), TOGETHER):
+        some = runs[i : i + TOGETHER]
+        prefix, spent = some[0].prefix(), time.perf_counter()
+        prompts = [Prompt(run.instruction, None, run.query.max_new_tokens) for run in some]
+        for index, event in some[0].language.converse(prefix, prompts, [run.answer for run in some], cancel):
+            some[index].take(event)
+        spent = time.perf_counter() - spent - sum(run.timings["pixels"] for run in some)
+        for run in some:
+            run.timings |= {"prefix": some[0].timings["prefix"], "language": spent}

@@ -6,7 +6,7 @@ per frame and shared by all questions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.session import Backend, Past, Step
 from pixel_perception.runtime.text import Stream, Vocabulary
+
+WORTH_SHARING = 4
+"""From so many rows on, the words that all of them ask are read once, in a step of their own."""
 
 
 class Cancel(Protocol):
@@ -35,6 +38,17 @@ class Group:
     span: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One question about an image."""
+
+    question: str
+    region: np.ndarray | None
+    """(3, hidden) float32: visual tokens of the box that is to be captioned. A caption has no groups: one ends it."""
+    most: int
+    """How many tokens may be fed."""
+
+
 @dataclass(eq=False)
 class Answer:
     """An answer, growing while it is generated."""
@@ -45,7 +59,7 @@ class Answer:
     states: list[np.ndarray] = field(default_factory=list)
     """(hidden,) float32: the state after each of them."""
     probabilities: list[float] = field(default_factory=list)
-    """Of every choice, the end included; only where they were asked for."""
+    """Of every choice, the end included; of captions only."""
     finish_reason: str = ""
 
     @property
@@ -76,106 +90,79 @@ class Language:
         return self._decoder.read(np.concatenate((self.vocabulary.embed([self._tokens.begin]), visual))[None], None).past
 
     def answer(self, prefix: Past, question: str, region: np.ndarray | None, most: int, answer: Answer,
-               cancel: Cancel | None = None, probabilities: bool = False) -> Iterator[str | Group]:
-        """Generate greedily: yields the text as it grows and every group once its states are known.
+               cancel: Cancel | None = None) -> Iterator[str | Group]:
+        """`converse` with one question."""
+        return (event for _, event in self.converse(prefix, [Prompt(question, region, most)], [answer], cancel))
 
-        `region` (3, hidden) are the visual tokens of the box that is asked about; `most` is the number of tokens that may be
-        fed. `answer` (a new one) is filled meanwhile and has its `finish_reason` when the generator ends. Raises PerceptionError
-        INVALID_QUERY where the question is longer than the context.
+    def converse(self, prefix: Past, prompts: Sequence[Prompt], answers: Sequence[Answer],
+                 cancel: Cancel | None = None) -> Iterator[tuple[int, str | Group]]:
+        """Answer questions about one image together, greedily: yields (question, piece) for the text as it grows and for every
+        group once its states are known.
+
+        Every step feeds each unfinished answer what it has chosen, a token or a whole codebook run. `answers` (new ones) are
+        filled meanwhile and have their `finish_reason` when the generator ends. Raises PerceptionError INVALID_QUERY where a
+        question is longer than the context.
         """
-        step = self._ask(prefix, question, region)
+        step, left = self._ask(prefix, prompts), [prompt.most for prompt in prompts]
+        nothing = np.zeros((0, self._decoder.hidden), np.float32)
         while True:
             if cancel is not None and cancel.is_set():
-                answer.finish_reason = "cancelled"
+                for answer in answers:
+                    answer.finish_reason = answer.finish_reason or "cancelled"
                 return
-            token, probability = self._choose(step.logits[0], step.states[0, -1], probabilities)
-            if probabilities:
-                answer.probabilities.append(probability)
-            if token == self._tokens.end:
-                answer.finish_reason = "stop"
+            chosen: dict[int, tuple[int, ...]] = {}
+            for i, answer in enumerate(answers):
+                if answer.finish_reason:
+                    continue
+                run = self._advance(answer, prompts[i], step.logits[i], step.states[i][-1], left[i], step.past.lengths[i])
+                if run:
+                    left[i] -= len(run)
+                    chosen[i] = run
+                    begin = len(answer.stream)
+                    if len(run) == 1:
+                        piece = answer.stream.add(self.vocabulary.spelling(run[0]))
+                        answer.tokens.append((begin, len(answer.stream)))
+                        yield i, piece
+            if not chosen:
                 return
-            run = self._runs.get(token, (token,))
-            # A group that would not fit is not begun.
-            if len(run) > most or step.past.length + len(run) > self._context:
-                answer.finish_reason = "length" if len(run) > most else "context"
-                return
-            most -= len(run)
-            begin = len(answer.stream)
-            if len(run) == 1:
-                yield answer.stream.add(self.vocabulary.spelling(token))
-            step = self._decoder.read(self.vocabulary.embed(run)[None], step.past)
-            if len(run) == 1:
-                answer.tokens.append((begin, len(answer.stream)))
-                answer.states.append(step.states[0, 0])
-            else:
-                quantity = "all" if token == self._tokens.all else "one"
-                label, span = answer.stream.label()
-                yield Group(step.states[0, -len(self._tokens.segments) :], quantity, label, span)
+            parts = [self.vocabulary.embed(chosen[i]) if i in chosen else nothing for i in range(len(answers))]
+            step = self._decoder.read(parts, step.past)
+            for i, run in chosen.items():
+                if len(run) == 1:
+                    answers[i].states.append(step.states[i][0])
+                else:
+                    label, span = answers[i].stream.label()
+                    quantity = "all" if run[0] == self._tokens.all else "one"
+                    yield i, Group(step.states[i][-len(self._tokens.segments) :], quantity, label, span)
 
-    def captions(self, prefix: Past, question: str, regions: np.ndarray, most: int, cancel: Cancel | None = None) -> list[Answer]:
-        """Caption regions (R, 3, hidden) together: R questions of one length are read one by one after the shared prefix, then
-        decoded as one batch. A row that has ended is fed on and not looked at, as padding; groups end a caption.
-        """
-        answers = [Answer() for _ in regions]
-        steps: list[Step] = []
-        for region in regions:
-            # A batch could read the questions only token by token; one after the other is as fast and exactly what one
-            # region alone would read.
-            if cancel is not None and cancel.is_set():
-                break
-            steps.append(self._ask(prefix, question, region))
-        if not steps or len(steps) < len(answers):
-            for answer in answers:
-                answer.finish_reason = "cancelled"
-            return answers
-        step = Step(np.concatenate([s.logits for s in steps]), np.concatenate([s.states[:, -1:] for s in steps]),
-                    self._decoder.stack([s.past for s in steps]))  # fmt: skip
-        while True:
-            chosen = self._advance(answers, step, most)
-            running = [a for a in answers if not a.finish_reason]
-            if running and cancel is not None and cancel.is_set():
-                for answer in running:
-                    answer.finish_reason = "cancelled"
-            if all(a.finish_reason for a in answers):
-                return answers
-            begins = [len(a.stream) for a in answers]
-            for answer, token in zip(answers, chosen, strict=True):
-                if not answer.finish_reason:
-                    answer.stream.add(self.vocabulary.spelling(token))
-            step = self._decoder.read(self.vocabulary.embed(chosen)[:, None], step.past)
-            most -= 1
-            for answer, begin, state in zip(answers, begins, step.states[:, 0], strict=True):
-                if not answer.finish_reason:
-                    answer.tokens.append((begin, len(answer.stream)))
-                    answer.states.append(state)
-
-    def _advance(self, answers: list[Answer], step: Step, most: int) -> list[int]:
-        """Choose the next token of every row; rows that end get their finish reason."""
-        chosen = [self._tokens.newline] * len(answers)
-        for i, answer in enumerate(answers):
-            if answer.finish_reason:
-                continue
-            chosen[i], probability = self._choose(step.logits[i], step.states[i, -1], True)
+    def _advance(self, answer: Answer, prompt: Prompt, logits: np.ndarray, state: np.ndarray, left: int, length: int) -> tuple[int, ...]:
+        """What an answer of `length` positions goes on with: a token, a run, or nothing, and then it has its finish reason."""
+        caption = prompt.region is not None
+        token, probability = self._choose(logits, state, caption)
+        if caption:
             answer.probabilities.append(probability)
-            if chosen[i] == self._tokens.end or chosen[i] in self._runs:
-                answer.finish_reason = "stop"
-            elif most < 1:
-                answer.finish_reason = "length"
-            elif step.past.length + 1 > self._context:
-                answer.finish_reason = "context"
-            if answer.finish_reason:
-                chosen[i] = self._tokens.newline
-        return chosen
+        run = self._runs.get(token, (token,))
+        if token == self._tokens.end or (caption and len(run) > 1):
+            answer.finish_reason = "stop"
+        elif len(run) > left:  # a group that would not fit is not begun
+            answer.finish_reason = "length"
+        elif length + len(run) > self._context:
+            answer.finish_reason = "context"
+        return () if answer.finish_reason else run
 
-    def _ask(self, prefix: Past, question: str, region: np.ndarray | None) -> Step:
-        ids = [self._tokens.begin, *self.vocabulary.question(question)]
-        parts = [self.vocabulary.embed(ids), *([] if region is None else [region]), self.vocabulary.embed([self._tokens.newline])]
-        embeddings = np.concatenate(parts)
+    def _ask(self, prefix: Past, prompts: Sequence[Prompt]) -> Step:
+        questions = {prompt.question: [self._tokens.begin, *self.vocabulary.question(prompt.question)] for prompt in prompts}
+        newline = self.vocabulary.embed([self._tokens.newline])
+        after = [newline if prompt.region is None else np.concatenate((prompt.region, newline)) for prompt in prompts]
         # There must be room for a group at least.
-        room = self._context - prefix.length - 1 - len(self._tokens.segments)
-        if len(embeddings) > room:
-            raise PerceptionError("INVALID_QUERY", f"text: expected at most {room} tokens, found {len(embeddings)}; use fewer words.")
-        return self._decoder.read(embeddings[None], prefix)
+        room = self._context - prefix.lengths[0] - 1 - len(self._tokens.segments)
+        longest = max(len(questions[p.question]) + len(a) for p, a in zip(prompts, after, strict=True))
+        if longest > room:
+            raise PerceptionError("INVALID_QUERY", f"text: expected at most {room} tokens, found {longest}; use fewer words.")
+        if len(questions) == 1 and len(prompts) >= WORTH_SHARING:
+            return self._decoder.read(after, self._decoder.read([self.vocabulary.embed(*questions.values())], prefix).past)
+        return self._decoder.read([np.concatenate((self.vocabulary.embed(questions[p.question]), a))
+                                   for p, a in zip(prompts, after, strict=True)], prefix)  # fmt: skip
 
     def _choose(self, logits: np.ndarray, state: np.ndarray, probability: bool) -> tuple[int, float]:
         """The most likely next token, base vocabulary first where equal, and its probability (0 unless asked for)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from pixel_perception.runtime.session import Step
 MOST_THREADS = 8
 """More do not make graphs of this size faster."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+GROWTH = 256
+"""Positions by which a conversation's memory grows; there is always room for so many more when it is made."""
 _CACHE = ("past_key_values.", "present.")
 
 
@@ -43,15 +47,17 @@ class OnnxRuntime:
 
     def decoder(self, path: Path) -> OnnxDecoder:
         """See `Backend.decoder`."""
-        return OnnxDecoder(self._open(path), path)
+        return OnnxDecoder(self._open(path), path, "cpu" if self._provider == _PROVIDERS["cpu"] else "cuda")
 
     def _open(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        # Language and pixels run side by side and share the cores with the rest of the robot: a pool that spins while it
-        # waits takes from them what it gains.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Hundreds of short operators make one token: threads that spin from one to the next save a third of the time. They must
+        # not spin on when the graph is done: language, pixels and the rest of the robot share the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors come as exceptions
         try:
             session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((self._provider, _PROVIDERS["cpu"]))))
@@ -78,61 +84,142 @@ class OnnxSession:
             return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds)), strict=True))
 
 
+class _Memory:
+    """Keys and values of one conversation, allocated once and written front to back; ONNX Runtime reads and appends in place."""
+
+    def __init__(self, session: ort.InferenceSession, layers: Sequence[str], shape: tuple[int, ...], kind: type, device: str) -> None:
+        """`layers`: names of the past's inputs; `shape` (1, key/value heads, capacity, head size)."""
+        self.session, self.capacity, self.filled = session, shape[2], 0
+        if device == "cpu":
+            # One block, whose pages the system provides when they are first written.
+            self.block = np.empty((len(layers), *shape), kind)
+            self.values = [ort.OrtValue.ortvalue_from_numpy(layer) for layer in self.block]
+        else:
+            self.values = [ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0) for _ in layers]
+        self.binding = session.io_binding()
+        self._layers, self._source, self._room = layers, None, {}
+        for name, value in zip(layers, self.values, strict=True):
+            self.binding.bind_ortvalue_output(name.replace(*_CACHE), value)
+
+    def bind(self, source: _Memory) -> None:
+        """Let the next step read what came before from `source`."""
+        if self._source is not source.values:
+            self._source = source.values
+            for name, value in zip(self._layers, source.values, strict=True):
+                self.binding.bind_ortvalue_input(name, value)
+
+    def output(self, name: str, shape: tuple[int, int], kind: type) -> np.ndarray:
+        """Where the next step leaves an output (1, *shape): memory that is used again by the steps after it."""
+        size = shape[0] * shape[1]
+        if self._room.get(name, np.empty(0)).size < size:
+            self._room[name] = np.empty(size, kind)
+        array = self._room[name][:size].reshape(shape)
+        self.binding.bind_output(name, "cpu", 0, kind, (1, *shape), array.ctypes.data)
+        return array
+
+
 @dataclass(frozen=True, eq=False)
 class OnnxPast:
-    """Keys and values of every layer, (rows, key/value heads, length, head size) each, in ONNX Runtime's memory."""
+    """What was read, by one row or several: the first positions of a memory, and which of them each row has read."""
 
-    values: tuple[ort.OrtValue, ...]
-    rows: int
-    length: int
+    memory: _Memory
+    seen: np.ndarray
+    """(rows, positions) bool."""
+    lengths: tuple[int, ...]
 
 
 class OnnxDecoder:
-    """The language model. Keys and values stay in ONNX Runtime's memory between steps.
+    """The language model, whose graph reads one sequence: rows are packed into it and told apart by the attention bias.
 
-    The graph appends by writing a new, longer tensor, so a past is never changed and can be shared. Appending in place was
-    measured too: at the hundred positions of a prompt it saves nothing (12.5 ms against 12.6 ms a token on one core).
+    A past is never changed and can be shared: the first continuation writes behind it in the same memory, every other one
+    starts with a copy.
     """
 
-    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
-        inputs = {i.name: i.shape for i in session.get_inputs()}
-        outputs = [o.name for o in session.get_outputs()]
-        self._session = session
-        self._past = tuple(name for name in inputs if name.startswith(_CACHE[0]))
-        self._present = tuple(name.replace(*_CACHE) for name in self._past)
-        expected = {"inputs_embeds", "attention_mask", "logits", "hidden_states", *self._present}
+    def __init__(self, session: ort.InferenceSession, path: Path, device: str = "cpu") -> None:
+        inputs = {i.name: i for i in session.get_inputs()}
+        outputs = {o.name: o for o in session.get_outputs()}
+        self._session, self._device, self._lock = session, device, threading.Lock()
+        self._layers = tuple(name for name in inputs if name.startswith(_CACHE[0]))
+        present = {name.replace(*_CACHE) for name in self._layers}
+        expected = {"inputs_embeds", "position_ids", "attention_bias", "asked", "logits", "hidden_states", *present}
         missing = expected - {*inputs, *outputs}
-        if missing or not self._past:
-            raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a language model with inputs inputs_embeds, attention_mask, "
-                                  f"past_key_values.* and outputs logits, hidden_states, present.*; found no "
+        if missing or not self._layers:
+            raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a language model with inputs inputs_embeds, position_ids, "
+                                  f"attention_bias, asked, past_key_values.* and outputs logits, hidden_states, present.*; found no "
                                   f"{', '.join(sorted(missing)) or 'past_key_values.*'}.")
-        self._fetched = ("logits", "hidden_states", *self._present)
-        _, heads, _, size = inputs[self._past[0]]
-        empty = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), np.float32))
-        self._nothing = OnnxPast((empty,) * len(self._past), 1, 0)
-        self.hidden = int(inputs["inputs_embeds"][2])
+        _, self._heads, _, self._size = inputs[self._layers[0]].shape
+        self._kind = _KINDS[inputs[self._layers[0]].type]
+        self._kinds = {name: _KINDS[value.type] for name, value in (inputs | outputs).items() if value.type in _KINDS}
+        self.hidden, self._vocabulary = int(inputs["inputs_embeds"].shape[2]), int(outputs["logits"].shape[2])
 
-    def read(self, embeddings: np.ndarray, past: OnnxPast | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None) -> Step:
         """See `Decoder.read`."""
-        past = past or self._nothing
-        rows, count, _ = embeddings.shape
-        if rows != past.rows or (rows > 1 and past.length and count > 1):
-            raise ValueError(f"embeddings: expected {past.rows} rows, of one position where there are several, found {rows} of {count}")
-        total = past.length + count
-        feeds = dict(zip(self._past, past.values, strict=True))
-        feeds["inputs_embeds"] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeddings, np.float32))
-        feeds["attention_mask"] = ort.OrtValue.ortvalue_from_numpy(np.ones((rows, total), np.int64))
+        seen = np.zeros((1, 0), bool) if past is None else past.seen
+        lengths = (0,) if past is None else past.lengths
+        rows, counts = len(parts), [len(part) for part in parts]
+        if rows > 1 == len(lengths) and past is not None:
+            seen, lengths = np.repeat(seen, rows, 0), lengths * rows
+        if rows != len(lengths) or not any(counts):
+            raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, found {rows} of {counts} positions")
+        owner = np.repeat(np.arange(rows), counts)
+        seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
+        kind = self._kinds["attention_bias"]
+        bias = np.zeros((1, 1, *seen[owner].shape), kind) if rows == 1 else np.where(seen[owner], kind(0), np.finfo(kind).min)[None, None]
+        feeds = {
+            "inputs_embeds": np.concatenate(parts).astype(self._kinds["inputs_embeds"])[None],
+            "position_ids": np.concatenate([np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)])[None],
+            "attention_bias": bias,
+            "asked": np.cumsum(counts)[np.flatnonzero(counts)] - 1,
+        }
         with _Reported():
-            logits, states, *present = self._session.run_with_ort_values(self._fetched, feeds)
-            return Step(logits.numpy()[:, -1], states.numpy(), OnnxPast(tuple(present), rows, total))
+            memory, logits, states = self._run(feeds, None if past is None else past.memory, seen.shape[1])
+        asked = iter(logits)
+        after = OnnxPast(memory, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
+        return Step([next(asked) if c else logits[0, :0] for c in counts], np.split(states, np.cumsum(counts)[:-1]), after)
 
-    def stack(self, pasts: Sequence[OnnxPast]) -> OnnxPast:
-        """See `Decoder.stack`."""
-        if len({p.length for p in pasts}) != 1:
-            raise ValueError(f"pasts: expected one length, found {sorted({p.length for p in pasts})}")
-        values = tuple(ort.OrtValue.ortvalue_from_numpy(np.concatenate([v.numpy() for v in layer]))
-                       for layer in zip(*(p.values for p in pasts), strict=True))  # fmt: skip
-        return OnnxPast(values, sum(p.rows for p in pasts), pasts[0].length)
+    def _run(self, feeds: dict[str, np.ndarray], before: _Memory | None, total: int) -> tuple[_Memory, np.ndarray, np.ndarray]:
+        """The memory written to, logits (asked, vocabulary) and states (positions, hidden)."""
+        count, asked = feeds["inputs_embeds"].shape[1], len(feeds["asked"])
+        source, target = self._memories(before, total - count, total)
+        target.bind(source)
+        for name, array in feeds.items():
+            target.binding.bind_cpu_input(name, array)
+        logits = target.output("logits", (asked, self._vocabulary), self._kinds["logits"])
+        states = target.output("hidden_states", (count, self.hidden), self._kinds["hidden_states"])
+        self._session.run_with_iobinding(target.binding)
+        return target, logits.astype(np.float32, copy=False), states.astype(np.float32)
+
+    def _memories(self, before: _Memory | None, length: int, total: int) -> tuple[_Memory, _Memory]:
+        """Where to read `length` positions and where to write up to `total`: the same memory, unless another continuation has
+        it."""
+        if before is None:
+            memory = self._memory(total)
+            memory.filled = total
+            return memory, memory
+        fits = total <= before.capacity and before.session is self._session
+        with self._lock:
+            if fits and before.filled == length:
+                before.filled = total
+                return before, before
+        if fits and self._device != "cpu":
+            # Written to another buffer of the same size, the operator itself copies what came before, on the device.
+            target = self._memory(before.capacity, exactly=True)
+            target.filled = total
+            return before, target
+        target = self._memory(total)
+        target.filled = total
+        if self._device == "cpu":
+            target.block[..., :length, :] = before.block[..., :length, :]
+        else:
+            room = np.zeros((1, self._heads, target.capacity, self._size), self._kind)
+            for old, new in zip(before.values, target.values, strict=True):
+                room[:, :, :length] = old.numpy()[:, :, :length]
+                new.update_inplace(room)
+        return target, target
+
+    def _memory(self, total: int, exactly: bool = False) -> _Memory:
+        capacity = total if exactly else (total // GROWTH + 2) * GROWTH
+        return _Memory(self._session, self._layers, (1, self._heads, capacity, self._size), self._kind, self._device)
 
 
 class _Reported:

@@ -21,21 +21,22 @@ class Session(Protocol):
 
 
 class Past(Protocol):
-    """Keys and values of what a decoder has read, held by its backend. Never changed: any number of continuations may start
-    from the same one."""
+    """Keys and values of what a decoder has read, in one row or several, held by its backend. Never changed: any number of
+    continuations may start from the same one."""
 
-    rows: int
-    length: int
+    lengths: tuple[int, ...]
+    """How many positions each row has read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a decoder says after reading some more."""
+    """What a decoder says after its rows have read some more."""
 
-    logits: np.ndarray
-    """(rows, vocabulary) float32, for what follows the last position."""
-    states: np.ndarray
-    """(rows, read, hidden) float32, after the final norm."""
+    logits: Sequence[np.ndarray]
+    """Row: (vocabulary,) float32 for what follows its last position; (0,) where it read nothing. Valid until something reads on
+    from `past`."""
+    states: Sequence[np.ndarray]
+    """Row: (count, hidden) float32, after the final norm."""
     past: Past
 
 
@@ -44,12 +45,12 @@ class Decoder(Protocol):
 
     hidden: int
 
-    def read(self, embeddings: np.ndarray, past: Past | None) -> Step:
-        """Read embeddings (rows, count, hidden) float32 after `past` (None: nothing yet). With more than one row and a past,
-        `count` must be 1. Raises PerceptionError OUT_OF_MEMORY or INTERNAL."""
+    def read(self, parts: Sequence[np.ndarray], past: Past | None) -> Step:
+        """Row i reads parts[i] (count, hidden) float32 after what it has read before (`past` None: nothing yet, one row).
 
-    def stack(self, pasts: Sequence[Past]) -> Past:
-        """One past whose rows are those of several of equal length."""
+        Counts may differ; a row that has ended reads nothing. Several parts after a past of one row become rows that share it.
+        Raises PerceptionError OUT_OF_MEMORY or INTERNAL, and ValueError for another number of parts.
+        """
 
 
 class Backend(Protocol):

@@ -56,18 +56,24 @@ class Decoder:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         self.names = [o.name for o in self.session.get_outputs()]
-        self.caches = [i.name for i in self.session.get_inputs()][2:]
+        self.caches = [i.name for i in self.session.get_inputs() if i.name.startswith("past")]
 
-    def __call__(self, embeds, past=None, mask=None):
-        """Returns logits (B, vocabulary), hidden states (B, S, hidden), key/values."""
-        empty = np.zeros((len(embeds), SHAPE.kv_heads, 0, SHAPE.head_dim), np.float32)
+    def __call__(self, embeds, past=None, positions=None, seen=None, asked=None):
+        """embeds (1, S, hidden); `seen` (S, P + S) bool. Returns logits (asked, vocabulary), states (1, S, hidden), key/values."""
+        empty = np.zeros((1, SHAPE.kv_heads, 0, SHAPE.head_dim), np.float32)
         past = [empty] * len(self.caches) if past is None else past
-        mask = np.ones((len(embeds), past[0].shape[2] + embeds.shape[1]), np.int64) if mask is None else mask
-        out = self.session.run(
-            self.names,
-            {"inputs_embeds": embeds, "attention_mask": mask, **dict(zip(self.caches, past, strict=True))},
-        )
-        return out[0][:, 0], out[1], out[2:]
+        before, count = past[0].shape[2], embeds.shape[1]
+        feeds = {"inputs_embeds": embeds, **dict(zip(self.caches, past, strict=True))} | lengths(before, count, positions, seen, asked)
+        out = self.session.run(self.names, feeds)
+        return out[0][0], out[1], out[2:]
+
+
+def lengths(before, count, positions=None, seen=None, asked=None):
+    """What the graph is told about `count` positions after `before`."""
+    seen = np.ones((count, before + count), bool) if seen is None else seen
+    positions = np.arange(before, before + count) if positions is None else positions
+    bias = np.where(seen, np.float32(0), np.finfo(np.float32).min)
+    return {"position_ids": positions[None], "attention_bias": bias[None, None], "asked": np.array(asked or [count - 1])}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +86,8 @@ def quantised(llama):
     return Decoder(language_graph(SHAPE, weights_of(llama), "int8"))
 
 
-def embeds(length, batch=1, seed=0):
-    return np.random.default_rng(seed).normal(size=(batch, length, SHAPE.hidden)).astype(np.float32)
+def embeds(length, seed=0):
+    return np.random.default_rng(seed).normal(size=(1, length, SHAPE.hidden)).astype(np.float32)
 
 
 def cosine(a, b):
@@ -134,41 +140,31 @@ def test_codebook_run_in_one_step_equals_token_by_token(exact, length):
     np.testing.assert_allclose(exact(changed, start)[1][:, :-1], together[:, :-1], rtol=1e-5, atol=1e-5)
 
 
-def test_right_padded_batch_equals_each_alone(exact):
-    lengths, x = (12, 7, 15), embeds(15, batch=3, seed=5)
-    mask = (np.arange(15) < np.array(lengths)[:, None]).astype(np.int64)
-    logits, states, past = exact(x, mask=mask)
-    step = embeds(1, batch=3, seed=6)
-    longer = (np.arange(16) <= np.array(lengths)[:, None]).astype(np.int64)
-    following, after, _ = exact(step, past, longer)
-    for row, length in enumerate(lengths):
-        alone, state, own = exact(x[row : row + 1, :length])
-        np.testing.assert_allclose(logits[row], alone[0], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(states[row, :length], state[0], rtol=1e-4, atol=1e-4)
-        alone, state, _ = exact(step[row : row + 1], own)
-        np.testing.assert_allclose(following[row], alone[0], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(after[row], state[0], rtol=1e-4, atol=1e-4)
-
-
-def test_shared_prefix_repeated_for_a_batch(exact):
-    x, each = embeds(10, seed=7), embeds(3, batch=4, seed=8)
-    _, _, past = exact(x)
-    shared = [np.repeat(t, 4, 0) for t in past]
-    for i in range(3):
-        logits, _, shared = exact(each[:, i : i + 1], shared)
-    for row in range(4):
-        alone, _, _ = exact(each[row : row + 1], past)
-        np.testing.assert_allclose(logits[row], alone[0], rtol=1e-4, atol=1e-4)
-
-
-def test_several_positions_after_a_prefix_need_one_row(exact):
-    _, _, past = exact(embeds(6, batch=2))
-    with pytest.raises(Exception, match="batch_size must be 1"):
-        exact(embeds(2, batch=2), past)
+@pytest.mark.parametrize("precision", ["exact", "quantised"])
+def test_packed_rows_equal_each_alone(request, precision):
+    """Three rows of different lengths after one prefix, packed into one sequence, and then one more step of each."""
+    decoder, counts = request.getfixturevalue(precision), (4, 1, 5)
+    x, parts, following = embeds(10, seed=5), [embeds(c, seed=6 + c) for c in counts], embeds(3, seed=20)
+    _, _, prefix = decoder(x)
+    owner = np.repeat(np.arange(3), counts)
+    seen = np.concatenate([np.ones((10, 10), bool), owner[:, None] == owner], 1)
+    positions = 10 + np.concatenate([np.arange(c) for c in counts])
+    last = list(np.cumsum(counts) - 1)
+    logits, states, past = decoder(np.concatenate(parts, 1), prefix, positions, seen, last)
+    seen = np.concatenate([np.ones((3, 10), bool), np.arange(3)[:, None] == owner, np.eye(3, dtype=bool)], 1)
+    after, _, _ = decoder(following, past, 10 + np.array(counts), seen, [0, 1, 2])
+    for row, part in enumerate(parts):
+        alone, state, own = decoder(part, prefix)
+        own_after, _, _ = decoder(following[:, [row]], own)
+        wanted = np.concatenate([state[0], alone, own_after], None)
+        found = np.concatenate([states[0, owner == row], logits[[row]], after[[row]]], None)
+        if precision == "exact":
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+        assert cosine(found, wanted) > 0.999
 
 
 def test_preallocated_key_values(exact):
-    """Past and present may be one buffer as long as the longest sequence; the mask alone says how much of it counts."""
+    """Past and present may be one buffer as long as the longest sequence; the bias alone says how much of it counts."""
     x, capacity = embeds(9, seed=9), 32
     buffers = {
         name: np.zeros((1, SHAPE.kv_heads, capacity, SHAPE.head_dim), np.float32) for name in exact.caches
@@ -178,7 +174,8 @@ def test_preallocated_key_values(exact):
     def step(part, total):
         binding = exact.session.io_binding()
         binding.bind_cpu_input("inputs_embeds", part)
-        binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
+        for name, value in lengths(total - part.shape[1], part.shape[1]).items():
+            binding.bind_cpu_input(name, value)
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)

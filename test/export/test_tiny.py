@@ -34,19 +34,21 @@ class Reader:
         session = self.sessions[graph]
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
 
-    def past(self, batch=1):
+    def past(self):
         inputs = self.sessions["language_model"].get_inputs()
         return {
-            i.name: np.zeros((batch, i.shape[1], 0, i.shape[3]), np.float32)
+            i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
             for i in inputs
             if i.name.startswith("past")
         }
 
-    def step(self, embeds, past, mask=None):
+    def step(self, embeds, past):
         """Returns logits with the codebook's columns, hidden states, and key/values as the next step's past."""
-        length = next(iter(past.values())).shape[2] + embeds.shape[1]
-        mask = np.ones((len(embeds), length), np.int64) if mask is None else mask
-        out = self.run("language_model", inputs_embeds=embeds, attention_mask=mask, **past)
+        before, count = next(iter(past.values())).shape[2], embeds.shape[1]
+        bias = np.zeros((1, 1, count, before + count), np.float32)
+        positions = np.arange(before, before + count)[None]
+        out = self.run("language_model", inputs_embeds=embeds, position_ids=positions, attention_bias=bias,
+                       asked=np.array([count - 1]), **past)  # fmt: skip
         hidden = out["hidden_states"]
         logits = np.concatenate([out["logits"][:, 0], hidden[:, -1] @ self.codebook_output.T], -1)
         return logits, hidden, {name: out[name.replace("past_key_values", "present")] for name in past}

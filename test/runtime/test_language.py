@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.language import Answer, Group, Language
+from pixel_perception.runtime.language import Answer, Group, Language, Prompt
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
 
 
@@ -46,10 +46,10 @@ def test_cached_steps_equal_one_reading(language, decoder):
     for token in ids:
         step = decoder.read(_embeddings(language, [token]), past)
         past = step.past
-        states.append(step.states[0, 0])
-    assert past.length == len(ids)
+        states.append(step.states[0][0])
+    assert past.lengths == (len(ids),)
     assert np.allclose(np.stack(states), whole.states[0], atol=0.05)
-    assert np.allclose(step.logits, whole.logits, atol=0.1)
+    assert np.allclose(step.logits[0], whole.logits[0], atol=0.1)
 
 
 def test_codebook_run_in_one_step_equals_token_by_token(tiny, language, decoder, prefix):
@@ -61,10 +61,10 @@ def test_codebook_run_in_one_step_equals_token_by_token(tiny, language, decoder,
     for token in tokens.segments:
         step = decoder.read(_embeddings(language, [token]), past)
         past = step.past
-        states.append(step.states[0, 0])
+        states.append(step.states[0][0])
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(states, together.states[0], strict=True)]
     assert min(cosines) > 0.999
-    assert step.logits.argmax() == together.logits.argmax()
+    assert step.logits[0].argmax() == together.logits[0].argmax()
 
 
 def test_a_past_is_shared_and_never_changed(language, decoder, prefix):
@@ -74,7 +74,7 @@ def test_a_past_is_shared_and_never_changed(language, decoder, prefix):
     assert first[0].stream.text == again[0].stream.text != other[0].stream.text
     for a, b in zip(first[1], again[1], strict=True):
         assert a == b if isinstance(a, str) else np.array_equal(a.states, b.states)
-    assert prefix.length == 7
+    assert prefix.lengths == (7,)
 
 
 def test_groups_have_labels_quantities_and_spans(language, prefix):
@@ -96,7 +96,7 @@ def test_states_of_a_group_are_those_at_its_segments(tiny, language, decoder, pr
     asked = decoder.read(_embeddings(language, [tokens.begin, *words, tokens.newline]), prefix)
     past = asked.past
     for _ in answer.tokens:
-        token = int(asked.logits.argmax())
+        token = int(asked.logits[0].argmax())
         asked = decoder.read(_embeddings(language, [token]), past)
         past = asked.past
     states = decoder.read(_embeddings(language, [tokens.all, *tokens.segments]), past).states[0]
@@ -122,7 +122,7 @@ def test_context_ends_an_answer_without_end(tiny, backend, prefix):
     assert answer.finish_reason == "context"
     fed = len(answer.tokens) + 5 * sum(isinstance(e, Group) for e in events)
     asked = 2 + len(language.vocabulary.question("mugs forever"))
-    assert 40 - 5 < prefix.length + asked + fed <= 40
+    assert 40 - 5 < prefix.lengths[0] + asked + fed <= 40
 
 
 def test_a_question_longer_than_the_context(tiny, backend, prefix):
@@ -144,44 +144,82 @@ def test_cancel_is_seen_before_every_token(language, prefix):
     assert (answer.finish_reason, events) == ("cancelled", [])
 
 
-def test_captions_in_a_batch_equal_captions_alone(language, prefix):
-    regions = np.random.default_rng(1).normal(0, 0.3, (5, 3, 64)).astype(np.float32)
-    together = language.captions(prefix, "describe", regions, 20)
+def _together(language, prefix, prompts, cancel=None):
+    answers = [Answer() for _ in prompts]
+    return answers, list(language.converse(prefix, prompts, answers, cancel))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_captions_in_a_batch_equal_captions_alone(language, prefix, count):
+    regions = np.random.default_rng(1).normal(0, 0.3, (count, 3, 64)).astype(np.float32)
+    together, _ = _together(language, prefix, [Prompt("describe", region, 20) for region in regions])
     for answer, region in zip(together, regions, strict=True):
-        alone = Answer()
-        list(language.answer(prefix, "describe", region, 20, alone, probabilities=True))
+        alone, _ = _run(language, prefix, "describe", 20, region=region)
         assert (answer.stream.text, answer.finish_reason, answer.tokens) == (alone.stream.text, "stop", alone.tokens)
         assert np.allclose(answer.states, alone.states, atol=0.05)
         assert answer.confidence == pytest.approx(alone.confidence, abs=0.01) and 0 < answer.confidence <= 1
 
 
 def test_captions_that_end_at_different_lengths(language, prefix):
-    """Rows of the batch that have ended are padding: they change neither themselves nor the others."""
     regions = np.zeros((3, 3, 64), np.float32)
     # The third region's tokens raise the banana's flag: its caption is one token longer.
     regions[2] = language.vocabulary.embed(language.vocabulary.question("banana")[-1:])
-    answers = language.captions(prefix, "describe", regions, 20)
-    alone = [Answer() for _ in regions]
-    for answer, region in zip(alone, regions, strict=True):
-        list(language.answer(prefix, "describe", region, 20, answer))
+    answers, _ = _together(language, prefix, [Prompt("describe", region, 20) for region in regions])
+    alone = [_run(language, prefix, "describe", 20, region=region)[0] for region in regions]
     assert [a.stream.text for a in answers] == [a.stream.text for a in alone]
     assert len({len(a.tokens) for a in answers}) == 2
 
 
-def test_captions_obey_budget_and_cancel(language, prefix):
-    regions = np.zeros((3, 3, 64), np.float32)
-    answers = language.captions(prefix, "describe", regions, 1)
-    assert [(a.stream.text, a.finish_reason) for a in answers] == [("red", "length")] * 3
+def test_instructions_in_a_batch_equal_instructions_alone(language, prefix):
+    """Rows whose questions, answers and codebook runs have different lengths, in the same steps."""
+    questions = ["the mug and the banana", "all mugs", "find the banana", "describe the scene", "mugs forever"]
+    answers, events = _together(language, prefix, [Prompt(question, None, 30) for question in questions])
+    for i, question in enumerate(questions):
+        alone, own = _run(language, prefix, question, 30)
+        mine = [event for row, event in events if row == i]
+        assert (answers[i].stream.text, answers[i].finish_reason) == (alone.stream.text, alone.finish_reason)
+        assert "".join(e for e in mine if isinstance(e, str)) == alone.stream.text
+        groups, wanted = ([e for e in some if isinstance(e, Group)] for some in (mine, own))
+        assert [(g.label, g.quantity, g.span) for g in groups] == [(g.label, g.quantity, g.span) for g in wanted]
+        for group, other in zip(groups, wanted, strict=True):
+            assert np.allclose(group.states, other.states, atol=0.05)
+    assert {a.finish_reason for a in answers} == {"stop", "length"}
+
+
+def test_a_batch_obeys_budgets_and_cancel(language, prefix):
+    region = np.zeros((3, 64), np.float32)
+    answers, _ = _together(language, prefix, [Prompt("describe", region, 1), Prompt("describe", region, 20)])
+    assert [(a.stream.text, a.finish_reason) for a in answers] == [("red", "length"), ("red mug", "stop")]
     cancel = threading.Event()
     cancel.set()
-    answers = language.captions(prefix, "describe", regions, 20, cancel)
-    assert [(a.stream.text, a.finish_reason) for a in answers] == [("", "cancelled")] * 3
+    answers, events = _together(language, prefix, [Prompt("describe", region, 20)] * 3, cancel)
+    assert [(a.stream.text, a.finish_reason) for a in answers] == [("", "cancelled")] * 3 and not events
 
 
-def test_several_rows_read_one_position_at_a_time(decoder, prefix):
-    both = decoder.stack([prefix, prefix])
-    assert (both.rows, both.length) == (2, prefix.length)
-    with pytest.raises(ValueError, match="of one position"):
-        decoder.read(np.zeros((2, 3, 64), np.float32), both)
-    with pytest.raises(ValueError, match="one length"):
-        decoder.stack([prefix, decoder.read(np.zeros((1, 1, 64), np.float32), prefix).past])
+def test_a_memory_grows_without_changing_what_was_read(language, decoder):
+    """Answers longer than a conversation's first memory, continued from a past that another one wrote behind."""
+    rng = np.random.default_rng(2)
+    start = decoder.read(rng.normal(0, 0.3, (1, 5, 64)).astype(np.float32), None).past
+    pieces = rng.normal(0, 0.3, (5, 150, 64)).astype(np.float32)
+    runs = []
+    for _ in range(2):
+        step = decoder.read(rng.normal(0, 0.3, (1, 9, 64)).astype(np.float32), start)  # somebody else's continuation
+        past = start
+        for piece in pieces:
+            step = decoder.read([piece], past)
+            past = step.past
+        runs.append(step)
+    assert past.lengths == (755,) and past.memory.capacity >= 755
+    assert np.array_equal(runs[0].states[0], runs[1].states[0])
+
+
+def test_parts_must_fit_the_rows(decoder, prefix):
+    three, none = np.zeros((3, 64), np.float32), np.zeros((0, 64), np.float32)
+    both = decoder.read([three, three[:1]], prefix)
+    assert both.past.lengths == (10, 8) and [len(s) for s in both.states] == [3, 1]
+    one = decoder.read([none, three], both.past)
+    assert one.past.lengths == (10, 11) and one.logits[0].size == 0 < one.logits[1].size
+    with pytest.raises(ValueError, match="expected one for each of 2 rows"):
+        decoder.read([three], both.past)
+    with pytest.raises(ValueError, match="not all empty"):
+        decoder.read([none, none], both.past)

@@ -110,6 +110,23 @@ def test_cancel_keeps_what_there_is(perception, image):
     assert (result.finish_reason, result.text, result.instances, result.standing) == ("cancelled", "", (), None)
 
 
+def test_several_queries_in_one_go_are_answered_as_alone(perception, image):
+    queries = [Query("the mug and the banana", id="a"), Query(boxes=(BANANA,), id="b"), Query("all mugs", id="c"),
+               Query("mugs forever", id="d", max_new_tokens=30), Query(task=Task.CAPTION_DENSE, id="e")]  # fmt: skip
+    heard = [[] for _ in queries]
+    results = perception.ask_all(image, queries, on_partial=lambda index, partial: heard[index].append(partial))
+    assert [r.query_id for r in results] == list("abcde")
+    for query, result, partials in zip(queries, results, heard, strict=True):
+        alone = perception.ask(image, query)
+        assert (result.text, result.finish_reason) == (alone.text, alone.finish_reason)
+        assert [(i.label, i.track_id) for i in result.instances] == [(i.label, i.track_id) for i in alone.instances]
+        for mine, other in zip(result.instances, alone.instances, strict=True):
+            assert np.allclose(mine.box, other.box, atol=2) and mine.score == pytest.approx(other.score, abs=0.02)
+        assert "".join(p.text for p in partials if p.kind == "text") == result.text
+        assert [p.instance for p in partials if p.kind == "instance"] == list(result.instances)
+    assert perception.ask_all(image, []) == []
+
+
 def test_length_ends_an_answer(perception, image):
     result = perception.ask(image, Query("mugs forever", max_new_tokens=9))
     assert result.finish_reason == "length" and len(result.targets) == 1
@@ -130,7 +147,7 @@ def test_a_frame_is_read_once(perception, image):
     perception.ask(encoded, Query("the banana"))
     assert perception.prefix(encoded) is prefix
     # begin, three tokens of the whole image, three of each of three proposals
-    assert prefix.length == 1 + 3 + 9
+    assert prefix.lengths == (1 + 3 + 9,)
 
 
 def test_threads_do_not_disturb_each_other(perception, image):
