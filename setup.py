@@ -36,13 +36,13 @@ setup(
     package_data={"": ["*.json", "*.yaml"]},
     data_files=[*shared("config"), *shared("demo"), *shared("launch"), *shared("weights")],
     install_requires=[
-        "numpy", "onnxruntime>=1.20", "onnx>=1.17", "gguf>=0.14", "tokenizers>=0.21",
+        "numpy", "onnxruntime>=1.22", "onnx>=1.17", "gguf>=0.14", "tokenizers>=0.21",
         "safetensors", "pillow", "rosbags", "PyYAML", "tqdm",
     ],
     extras_require={
         "train": train,
         "export": export,
-        "bench": bench,
+        "bench": [*bench, "llama-cpp-python>=0.3.16"],  # builds llama.cpp from source, which takes minutes: not for everyone
         "cuda": ["onnxruntime-gpu>=1.20"],
         "tensorrt": ['tensorrt-rtx>=1.7; platform_machine == "x86_64"'],  # a Jetson has TensorRT from its JetPack
         "dev": sorted({*train, *export, *bench, "pytest", "hypothesis", "ruff",

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("pixel_perception.commands", "inspect", "show what a bundle holds, and verify it"),
     "assemble": ("pixel_perception.commands", "assemble", "put a bundle together from base weights and trained parts"),
     "evaluate": ("pixel_perception.evaluation.command", "main", "score a model on simulated scenes, photographs or data sets"),
+    "bench": ("pixel_perception.benchmark.command", "main", "measure speed and memory beside what they are compared with"),
     "simulate": ("pixel_perception.commands", "simulate", "render scenes with ground truth"),
     "data": ("pixel_perception.training.tasks.check", "main", "check a data set's folder, or show what a model would see of it"),
     "train": ("pixel_perception.training.train", "main", "train the compact model"),
@@ -33,7 +34,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "onnxscript": "export", "mujoco": "bench", "scipy": "bench",
     "pycocotools": "train", "pycocoevalcap": "train", "tensorboard": "train", "psutil": "bench", "matplotlib": "bench",
-    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt",
+    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt", "llama_cpp": "bench",
 }  # fmt: skip
 """Which extra of the package brings a module."""
 

@@ -67,8 +67,8 @@ class Perception:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """Load every graph of a verified bundle. Raises PerceptionError INVALID_BUNDLE."""
         self._manifest, self._digest, self._backend = bundle.manifest, bundle.digest, backend
-        self._vision = Vision(bundle, backend)
-        self._language = Language(bundle, backend)
+        self.vision = Vision(bundle, backend)
+        self.language = Language(bundle, backend)
         sizes = sum(bundle.graph(name).stat().st_size for name in bundle.manifest.graphs)
         sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
         self._info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
@@ -99,7 +99,7 @@ class Perception:
     def encode(self, frame: np.ndarray) -> Encoded:
         """Features of a frame (H, W, 3) uint8 RGB, to be asked and followed any number of times; what language and proposals
         need is added when it is first needed. Raises PerceptionError INVALID_IMAGE."""
-        return self._vision.encode(check_frame(frame))
+        return self.vision.encode(check_frame(frame))
 
     def ask(self, frame: np.ndarray | Encoded, query: Query, on_partial: Callable[[Partial], None] | None = None,
             cancel: Cancel | None = None) -> Result:
@@ -124,7 +124,7 @@ class Perception:
             check_frame(frame)
         width, height = frame.image_size if not fresh else (frame.shape[1], frame.shape[0])
         queries = [query.checked(width, height) for query in queries]
-        encoded = self._vision.encode(frame) if fresh else frame
+        encoded = self.vision.encode(frame) if fresh else frame
         tell = on_partial or (lambda index, piece: None)
         runs = [_Run(self, encoded, query, partial(tell, i), cancel, started) for i, query in enumerate(queries)]
         for run in runs:
@@ -145,11 +145,11 @@ class Perception:
                                                    f"found one of {standing.digest[:12] or 'none'}.")
         encoded = frame if isinstance(frame, Encoded) else self.encode(frame)
         pixels = time.perf_counter()
-        logits, presence = self._vision.decode(encoded, standing.queries)
+        logits, presence = self.vision.decode(encoded, standing.queries)
         targets, instances = [], []
         for i, target in enumerate(standing.targets):
             room = standing.max_instances - len(instances) if standing.max_instances else None
-            target, found = find(self._vision, encoded, target, i, logits[i], float(presence[i]), standing.threshold,
+            target, found = find(self.vision, encoded, target, i, logits[i], float(presence[i]), standing.threshold,
                                  self._manifest.thresholds.mask, room)  # fmt: skip
             targets.append(target)
             instances += found
@@ -165,9 +165,9 @@ class Perception:
         """The frame as the language model has read it: made once per frame, shared by its questions."""
 
         def make() -> Past:
-            objects = self._vision.objects(encoded)
+            objects = self.vision.objects(encoded)
             hidden = objects.whole.shape[-1]
-            return self._language.prefix(np.concatenate((objects.whole, objects.tokens.reshape(-1, hidden))))
+            return self.language.prefix(np.concatenate((objects.whole, objects.tokens.reshape(-1, hidden))))
 
         return encoded.once("prefix", make)
 
@@ -177,7 +177,7 @@ class _Run:
 
     def __init__(self, perception: Perception, encoded: Encoded, query: Query, on_partial: Callable[[Partial], None],
                  cancel: Cancel | None, started: float) -> None:
-        self.vision, self.language, self.perception = perception._vision, perception._language, perception
+        self.vision, self.language, self.perception = perception.vision, perception.language, perception
         self.thresholds, self.templates = perception._manifest.thresholds, perception._manifest.templates
         self.encoded, self.query, self.on_partial, self.cancel, self.started = encoded, query, on_partial, cancel, started
         self.least = self.thresholds.presence if query.score_threshold is None else query.score_threshold

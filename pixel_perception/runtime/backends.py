@@ -166,8 +166,7 @@ class _Past:
 
     decoder: Decoder
     past: Past
-    rows: int
-    length: int
+    lengths: tuple[int, ...]
 
 
 class _Decoder:
@@ -177,14 +176,8 @@ class _Decoder:
         self.current = decoder
         self.hidden = decoder.hidden
 
-    def read(self, embeddings: np.ndarray, past: _Past | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: _Past | None) -> Step:
         """See `Decoder.read`."""
         decoder = past.decoder if past else self.current
-        step = decoder.read(embeddings, past.past if past else None)
-        return Step(step.logits, step.states, _Past(decoder, step.past, step.past.rows, step.past.length))
-
-    def stack(self, pasts: Sequence[_Past]) -> _Past:
-        """See `Decoder.stack`; the pasts are continuations of one, so they are all of one decoder."""
-        decoder = pasts[0].decoder
-        past = decoder.stack([p.past for p in pasts])
-        return _Past(decoder, past, past.rows, past.length)
+        step = decoder.read(parts, past.past if past else None)
+        return Step(step.logits, step.states, _Past(decoder, step.past, step.past.lengths))

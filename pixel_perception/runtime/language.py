@@ -75,19 +75,19 @@ class Language:
         """Raises PerceptionError INVALID_BUNDLE."""
         manifest = bundle.manifest
         self.vocabulary = Vocabulary(bundle)
-        self._decoder = backend.decoder(bundle.graph("language_model"))
+        self.decoder = backend.decoder(bundle.graph("language_model"))
         self._tokens, self._context = manifest.tokens, manifest.context
         # The run's later tokens follow from its first: it is fed whole, in one step.
         run = self._tokens.segments
         self._runs = {run[0]: tuple(run), self._tokens.all: (self._tokens.all, *run)}
         rows, hidden = self.vocabulary.embeddings.shape
-        if hidden != self._decoder.hidden or rows <= max(run[-1], self._tokens.all):
-            raise PerceptionError("INVALID_BUNDLE", f"{bundle.file('language.safetensors')}: expected embeddings of {self._decoder.hidden} "
+        if hidden != self.decoder.hidden or rows <= max(run[-1], self._tokens.all):
+            raise PerceptionError("INVALID_BUNDLE", f"{bundle.file('language.safetensors')}: expected embeddings of {self.decoder.hidden} "
                                   f"columns and more than {max(run[-1], self._tokens.all)} rows, found {rows} x {hidden}.")
 
     def prefix(self, visual: np.ndarray) -> Past:
         """Read an image: its visual tokens (n, hidden) float32."""
-        return self._decoder.read(np.concatenate((self.vocabulary.embed([self._tokens.begin]), visual))[None], None).past
+        return self.decoder.read(np.concatenate((self.vocabulary.embed([self._tokens.begin]), visual))[None], None).past
 
     def answer(self, prefix: Past, question: str, region: np.ndarray | None, most: int, answer: Answer,
                cancel: Cancel | None = None) -> Iterator[str | Group]:
@@ -104,7 +104,7 @@ class Language:
         question is longer than the context.
         """
         step, left = self._ask(prefix, prompts), [prompt.most for prompt in prompts]
-        nothing = np.zeros((0, self._decoder.hidden), np.float32)
+        nothing = np.zeros((0, self.decoder.hidden), np.float32)
         while True:
             if cancel is not None and cancel.is_set():
                 for answer in answers:
@@ -126,7 +126,7 @@ class Language:
             if not chosen:
                 return
             parts = [self.vocabulary.embed(chosen[i]) if i in chosen else nothing for i in range(len(answers))]
-            step = self._decoder.read(parts, step.past)
+            step = self.decoder.read(parts, step.past)
             for i, run in chosen.items():
                 if len(run) == 1:
                     answers[i].states.append(step.states[i][0])
@@ -160,9 +160,13 @@ class Language:
         if longest > room:
             raise PerceptionError("INVALID_QUERY", f"text: expected at most {room} tokens, found {longest}; use fewer words.")
         if len(questions) == 1 and len(prompts) >= WORTH_SHARING:
-            return self._decoder.read(after, self._decoder.read([self.vocabulary.embed(*questions.values())], prefix).past)
-        return self._decoder.read([np.concatenate((self.vocabulary.embed(questions[p.question]), a))
+            return self.decoder.read(after, self.decoder.read([self.vocabulary.embed(*questions.values())], prefix).past)
+        return self.decoder.read([np.concatenate((self.vocabulary.embed(questions[p.question]), a))
                                    for p, a in zip(prompts, after, strict=True)], prefix)  # fmt: skip
+
+    def choose(self, logits: np.ndarray, state: np.ndarray) -> int:
+        """The most likely next token."""
+        return self._choose(logits, state, False)[0]
 
     def _choose(self, logits: np.ndarray, state: np.ndarray, probability: bool) -> tuple[int, float]:
         """The most likely next token, base vocabulary first where equal, and its probability (0 unless asked for)."""

@@ -17,6 +17,7 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, cuda
 from pixel_perception.runtime.engine_key import EngineKey, Machine, key_of
 from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
+from pixel_perception.runtime.rows import RowByRow
 from pixel_perception.runtime.tensorrt_context import Context
 from pixel_perception.runtime.tensorrt_decoder import TensorRtDecoder
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
@@ -47,9 +48,9 @@ class TensorRt:
         """See `Backend.session`; builds the engine where there is none."""
         return TensorRtSession(self._trt, self._engine(path), self._cuda, self._pixels, str(path))
 
-    def decoder(self, path: Path) -> TensorRtDecoder:
+    def decoder(self, path: Path) -> RowByRow:
         """See `Backend.decoder`; builds the engine where there is none."""
-        return TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path))
+        return RowByRow(TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path)))
 
     def _keys(self, path: Path) -> tuple[EngineKey, EngineKey]:
         """What was built here, or ahead of time for devices like this one."""

@@ -109,7 +109,7 @@ class TensorRtDecoder:
         self._new: Memory | None = None
 
     def read(self, embeddings: np.ndarray, past: TensorRtPast | None) -> Step:
-        """See `Decoder.read`."""
+        """Read embeddings (rows, count, hidden) float32 after `past`; with more than one row, `count` must be 1."""
         rows, count, _ = embeddings.shape
         length = past.length if past else 0
         if (past and rows != past.rows) or (rows > 1 and count > 1):
@@ -133,7 +133,7 @@ class TensorRtDecoder:
         return Step(logits[:, -1], states, TensorRtPast(lease, rows, length + count))
 
     def stack(self, pasts: Sequence[TensorRtPast]) -> TensorRtPast:
-        """See `Decoder.stack`."""
+        """One past whose rows are those of several of equal length."""
         if len({p.length for p in pasts}) != 1:
             raise ValueError(f"pasts: expected one length, found {sorted({p.length for p in pasts})}")
         rows, length = sum(p.rows for p in pasts), pasts[0].length

@@ -1,0 +1,1 @@
+"""`pixel-perception bench`: what the runtime reaches on this machine, beside what it is compared with."""

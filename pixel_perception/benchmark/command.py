@@ -1,0 +1,130 @@
+"""`pixel-perception bench`: measure every row of the table in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pixel_perception.cli import Parser, explain
+from pixel_perception.errors import PerceptionError
+
+INSTRUCTION = "the red mug, the lemon and the red apple"
+"""Three targets, all in the recording's first frame."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`pixel-perception bench`."""
+    from pixel_perception.benchmark.rows import BARS, Row, table
+
+    parser = Parser("pixel-perception bench", description=DESCRIPTION + "\n\nrows: " + ", ".join(BARS))
+    parser.add_argument("bundle", nargs="?", help="bundle; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
+    parser.add_argument("--json", action="store_true", help='print {"rows": [...]} instead of the table')
+    parser.add_argument("--out", metavar="DIR", help="write bench.json after every row, and bench.png; rows that it already holds "
+                        "and that are not measured now are kept")  # fmt: skip
+    parser.add_argument("--rows", metavar="NAME,...", help="measure these rows only")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns that each contestant of a row takes")
+    parser.add_argument("--instruction", default=INSTRUCTION, help="what is asked; three targets in the recording's first frame")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads of every contestant; without it all")
+    arguments = parser.parse_args(argv)
+    wanted = list(dict.fromkeys(arguments.rows.split(","))) if arguments.rows else list(BARS)
+    if unknown := [name for name in wanted if name not in BARS]:
+        parser.error(f"--rows: expected some of {', '.join(BARS)}, found {', '.join(unknown)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds: expected 1 or more, found {arguments.rounds}")
+
+    from pixel_perception.benchmark.subject import Effort, Subject
+    from pixel_perception.bundle import Bundle
+
+    store = Path(arguments.out) / "bench.json" if arguments.out else None
+    rows = _kept(store)
+    bundle = Bundle.open(arguments.bundle)
+    subject = Subject(bundle, arguments.threads, Effort(rounds=arguments.rounds), arguments.instruction)
+    about = {"command": "pixel-perception bench " + " ".join(argv), "bundle": f"{bundle.manifest.name} {bundle.manifest.version}",
+             "digest": bundle.digest, "threads": subject.threads} | surroundings()  # fmt: skip
+    for names, measure in _measurements():
+        if not set(names) & set(wanted):
+            continue
+        print(f"measuring {', '.join(n for n in names if n in wanted)}", file=sys.stderr)
+        try:
+            found = measure(subject)
+        except Exception as error:  # one row that fails must not take the others with it
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            found = [Row(name, None, None, "", None, None, sentence) for name in names]
+        load = os.getloadavg()[0]
+        rows |= {row.name: row for row in found if row.name in wanted}
+        about.setdefault("load", {}).update({row.name: round(load, 2) for row in found})
+        about["machine"] = {name: f"{value / 1e9:.1f}e9 per second" for name, value in asdict(subject.machine).items()}
+        rows = {name: rows[name] for name in BARS if name in rows}
+        if store:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            store.write_text(json.dumps({"rows": [_plain(row) for row in rows.values()], "about": about}, indent=1) + "\n")
+    if arguments.json:
+        print(json.dumps({"rows": [_plain(row) for row in rows.values()]}))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in about.items() if name not in ("load", "machine")))
+        print(f"{', '.join(f'{n} {v}' for n, v in about['machine'].items())}\n\n{table(rows)}")
+    if store:
+        from pixel_perception.benchmark.plot import plot
+
+        plot(rows, f"{about['device']}, {subject.threads} threads", store.with_suffix(".png"))
+    return 0
+
+
+def _measurements() -> list[tuple[tuple[str, ...], Callable]]:
+    from pixel_perception.benchmark import language_rows, pixel_rows, process_rows
+
+    # Fresh processes first: what is loaded later would take memory bandwidth from them.
+    return [(("memory_mb",), process_rows.memory), (("cold_start_ms",), process_rows.cold_start), (("follow_fps",), pixel_rows.follow),
+            (("codebook_run_vs_token",), language_rows.codebook_run), (("regions_batched",), language_rows.regions_batched),
+            (("ask_vs_reference",), pixel_rows.ask),
+            (("decode_vs_llamacpp", "prefill_vs_llamacpp"), language_rows.against_llamacpp)]  # fmt: skip
+
+
+def _plain(row) -> dict:
+    from pixel_perception.benchmark.rows import BARS
+
+    bar = BARS[row.name]
+    return asdict(row) | {"bar": bar.text, "reached": bar.met(row)}
+
+
+def _kept(store: Path | None) -> dict:
+    """Rows of an earlier run. Raises PerceptionError where the file is something else."""
+    from pixel_perception.benchmark.rows import Row
+
+    if store is None or not store.is_file():
+        return {}
+    try:
+        known = json.loads(store.read_text())["rows"]
+        return {row["name"]: Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in known}
+    except (ValueError, KeyError, TypeError) as error:
+        raise PerceptionError("INVALID_QUERY", f"{store}: expected rows of an earlier run, found {error!r}; remove the file.") from error
+
+
+def surroundings() -> dict:
+    """Device, versions and the time of day's load."""
+    device = platform.processor() or platform.machine()
+    try:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        device = f"{names[0]}, {len(os.sched_getaffinity(0))} of {len(names)} cores" if names else device
+    except OSError:
+        pass
+    versions = {}
+    for package in ("pixel_perception", "onnxruntime", "numpy", "llama-cpp-python"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {"device": device, "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+            "versions": versions, "load before": [round(value, 2) for value in os.getloadavg()]}  # fmt: skip
+
+
+DESCRIPTION = """Measure the runtime beside what it is compared with, in turns, and state medians, ratios, the bar of each row and the
+fraction of the memory or arithmetic roofline that it reaches. llama.cpp is compared where it is installed."""

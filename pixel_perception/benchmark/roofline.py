@@ -1,0 +1,114 @@
+"""What memory and arithmetic allow: measured on the same machine in the same run, against the work that graphs hold."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+SPREAD = 512 << 20
+"""Bytes read to measure bandwidth: far more than any cache holds."""
+SIDE = 1024
+"""Of the square matrices that peak arithmetic is measured with."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine can do at most, as far as was seen."""
+
+    bandwidth: float
+    """Bytes read from memory per second."""
+    int8: float
+    """Operations (a multiplication and an addition are two) per second of an 8-bit matrix product."""
+    fp32: float
+    """The same of fp32."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a graph must do at least."""
+
+    operations: float
+    weights: float
+    """Bytes of quantised weights, each of which is read once."""
+
+
+def measure(threads: int) -> Machine:
+    """Best of several runs each, a few seconds in all."""
+    with ThreadPoolExecutor(threads) as pool:
+        block = np.ones(SPREAD // 8, np.float64)
+        pieces = np.array_split(block, threads)
+        bandwidth = SPREAD / _best(lambda: list(pool.map(np.sum, pieces)), 5)
+    return Machine(bandwidth, _product(threads, np.uint8), _product(threads, np.float32))
+
+
+def _best(work: Callable[[], object], runs: int) -> float:
+    seconds = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def _product(threads: int, kind: type) -> float:
+    """Operations per second of ONNX Runtime's own matrix product with constant weights, fp32 or 8 bits."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).integers(-100, 100, (SIDE, SIDE))
+    exact = kind is np.float32
+    weight = numpy_helper.from_array(weights.astype(np.float32 if exact else np.int8), "w")
+    element = TensorProto.FLOAT if exact else TensorProto.UINT8
+    node = helper.make_node("MatMul" if exact else "MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "product", [helper.make_tensor_value_info("x", element, [SIDE, SIDE])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT if exact else TensorProto.INT32, [SIDE, SIDE])],
+                              [weight])  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.ones((SIDE, SIDE), kind)
+    return 2 * SIDE**3 / _best(lambda: session.run(None, {"x": x}), 12)
+
+
+def work_of(path: Path, feeds: Mapping[str, np.ndarray]) -> Work:
+    """Count matrix products and convolutions of one run of a graph, from the shapes that a profile of it shows."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights have no shape to be counted by
+    options.enable_profiling, options.log_severity_level = True, 4
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    operations = weights = 0.0
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            kind = event["args"]["op_name"]
+            inputs, outputs = ([next(iter(s.values())) for s in event["args"][f"{side}_type_shape"]] for side in ("input", "output"))
+            operations += _operations(kind, inputs, outputs)
+            if kind == "MatMulNBits":
+                weights += prod(inputs[1]) + 4 * prod(inputs[2])
+    return Work(operations, weights)
+
+
+def _operations(kind: str, inputs: list[list[int]], outputs: list[list[int]]) -> float:
+    if kind in ("Conv", "FusedConv"):
+        return 2.0 * prod(outputs[0]) * prod(inputs[1][1:])
+    if kind in ("MatMul", "FusedMatMul"):
+        return 2.0 * prod(outputs[0]) * inputs[0][-1]
+    if kind == "Gemm":
+        return 2.0 * prod(outputs[0]) * prod(inputs[1]) / outputs[0][-1]
+    if kind == "MatMulNBits":
+        return 2.0 * prod(outputs[0]) * prod(inputs[1][1:])
+    return 0.0
