@@ -6,7 +6,7 @@ import torch
 
 from pixel_perception.models.pixellm.codebook import CodebookConfig, TokenFusion
 from pixel_perception.models.pixellm.config import LossConfig, PixelLMConfig
-from pixel_perception.models.pixellm.generation import generate
+from pixel_perception.models.pixellm.generation import generate, generate_batch
 from pixel_perception.models.pixellm.images import fitted_size, prepare, unpad, valid_cells, valid_pixels
 from pixel_perception.models.pixellm.model import IMAGE_SLOT, Batch, PixelLM
 
@@ -172,3 +172,35 @@ def test_letterbox_and_back():
     assert valid_cells(pixels, 2).tolist() == [[True, True, False, False], [True] * 4]
     back = unpad(torch.arange(4.0).view(1, 1, 4).expand(1, 4, 4), (4, 2), (8, 4))
     assert back.shape == (1, 8, 4) and back.max() <= 1
+
+
+PROMPTS = [PROMPT, [1, 8, 9, 10, IMAGE_SLOT, 11], [IMAGE_SLOT, 3], [1, 5, 5, 5, 5, 5, IMAGE_SLOT, 4, 4, 4]]
+IMAGES = [1, 0, 1, 1]
+
+
+def same_answers(together, alone):
+    for a, b in zip(together, alone, strict=True):
+        assert a.ids == b.ids and a.starts == b.starts and a.steps == b.steps
+        assert a.hidden.shape == b.hidden.shape and torch.allclose(a.hidden, b.hidden, atol=2e-5)
+        assert torch.allclose(a.fused, b.fused, atol=2e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_several_answers_at_once_equal_one_by_one(model, features, cached):
+    run = model.config.codebook.ids
+    forced = [[9, *run, 10, *run, 2], [*run, 2], [3, 4, 5, 6, 7], [8, 8, *run, *run, *run]]
+    together = generate_batch(model, features, PROMPTS, IMAGES, forced=forced, cached=cached)
+    same_answers(together, [generate(model, features, *row, forced=f) for *row, f in zip(PROMPTS, IMAGES, forced, strict=True)])
+    assert [answer.starts for answer in together] == [[1, 8], [0], [], [2, 8, 14]]
+    free = generate_batch(model, features, PROMPTS, IMAGES, limit=9, cached=cached)
+    same_answers(free, [generate(model, features, *row, limit=9) for row in zip(PROMPTS, IMAGES, strict=True)])
+    masks = model.masks(torch.cat([a.fused for a in together]), features, [1, 1, 0, 1, 1, 1], [(32, 32), (32, 32)])
+    assert [len(x) for x in masks] == [1, 5]
+
+
+def test_one_answer_of_several_can_be_stopped(model, features):
+    heard = []
+    answers = generate_batch(model, features, PROMPTS[:2], IMAGES[:2], limit=6, forced=[[3, 4, 5, 6], [7, 8, 9]],
+                             on_token=lambda row, token: heard.append((row, token)) or row == 0 or token != 8)
+    assert [answer.ids for answer in answers] == [[3, 4, 5, 6], [7, 8]]
+    assert heard == [(0, 3), (1, 7), (0, 4), (1, 8), (0, 5), (0, 6)]
