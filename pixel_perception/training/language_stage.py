@@ -6,10 +6,12 @@ One sample is one image: its visual prefix, then several independent rounds that
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixel_perception.bundle import Thresholds
 from pixel_perception.models.compact import Compact
@@ -18,15 +20,20 @@ from pixel_perception.models.losses import refinement_map, text_cross_entropy
 from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.instructions import Instruction, one
 from pixel_perception.simulation.phrases import Vocabulary
+from pixel_perception.training.compact import CompactLesson, tinted
+from pixel_perception.training.lesson import Picture
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
 from pixel_perception.training.pixel_stage import PixelStage, region_targets
 from pixel_perception.training.rounds import IGNORE, REGION, RoundWriter
 from pixel_perception.training.scenes import Scene, centre_targets, images
-from pixel_perception.training.words import PhraseEncoder
+from pixel_perception.training.strict import ConfigError
+from pixel_perception.training.words import PhraseEncoder, WordTeacher
 
 ROUNDS = 9
 MIX = {"refer": 4, "several": 1.5, "all_of": 1, "reasoning": 1.2, "count": 0.4, "absent": 3, "region": 1.6, "narrate": 0.5}
 """Share of each family among the rounds."""
+DRAWN = 3
+"""Rounds of an image that are drawn."""
 REFINEMENT = 2.0
 """PixelLM's alpha: weight of pixels that several targets of one answer claim."""
 STEADY_FORMS = ("name", "color", "synonym", "all", "affordance")
@@ -71,20 +78,18 @@ def sequence(model: Compact, prefix: Tensor, used: Tensor, batch: dict[str, Tens
     return language(x, positions, allowed)[:, lead:]
 
 
-class LanguageStage(nn.Module):
+class LanguageStage(CompactLesson):
     """The losses of stage 2 for a batch of images with rounds."""
 
-    slow = ("model.image_encoder.", "model.proposals.", "model.prompt_features.", "model.pixel_decoder.")
-
-    def __init__(self, model: Compact, teacher: PixelStage):
+    def __init__(self, model: Compact, teacher: PixelStage, writer: RoundWriter):
         super().__init__()
-        self.model = model
+        self.model, self.writer = model, writer
         self.teacher_query = teacher.phrase_query.requires_grad_(False)
         self.register_buffer("nouns", teacher.nouns, persistent=False)
         self.register_buffer("colors", teacher.colors, persistent=False)
         model.image_encoder.backbone.requires_grad_(False)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def parts(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch of `collate` -> weighted losses by name."""
         model = self.model
         features, align, states = self._read(batch)
@@ -99,6 +104,37 @@ class LanguageStage(nn.Module):
         places = model.location_head(states[batch["word_image"], batch["word_at"]])
         losses["places"] = 4 * (places - batch["word_box"]).abs().mean() if len(places) else places.sum()
         return losses
+
+    def look(self, batch: dict[str, Any]) -> list[Picture]:
+        """The first rounds: words predicted from the right ones before them, and the masks of their targets."""
+        features, _, states = self._read(batch)
+        decoded = self.model.pixel_decoder(features, self._queries(states, batch["group_at"]))
+        spoken = self.model.language.logits(states).argmax(-1)
+        pictures = []
+        for b in range(len(states)):
+            pixels = batch["images"][b].cpu().numpy()
+            drawn = batch["judged"][b] & (batch["group_round"][b] <= b * 100 + DRAWN)
+            there = (drawn & batch["there"][b]).nonzero().flatten().tolist()
+            found = (drawn & (decoded.presence[b] > 0)).nonzero().flatten().tolist()
+            target = tinted(pixels, [batch["masks"][b, t] for t in there], there)
+            prediction = tinted(pixels, [decoded.mask[b, t].sigmoid() for t in found], found)
+            asked, wanted, said = self._words(batch["ids"][b], batch["labels"][b], spoken[b], batch["rounds"][b])
+            pictures.append(Picture(pixels, target, prediction, asked, wanted, said))
+        return pictures
+
+    def _words(self, ids: Tensor, labels: Tensor, spoken: Tensor, rounds: Tensor) -> tuple[str, str, str]:
+        """Questions, right answers and predicted ones of the first rounds."""
+        columns: tuple[list[str], list[str], list[str]] = [], [], []
+        for number in range(1, DRAWN + 1):
+            mine = rounds == number
+            answered = mine & (labels != IGNORE)
+            if not answered.any():
+                continue
+            question = ids[mine][: int((labels[mine] != IGNORE).nonzero()[0])]
+            for column, tokens in zip(columns, (question, labels[answered], spoken[answered]), strict=True):
+                column.append(self.writer.read(tokens.tolist()))
+        asked, wanted, said = ("; ".join(column) for column in columns)
+        return asked, wanted, said
 
     def presence(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Presence logits (n,) of all targets of a batch and whether each is there (n,)."""
@@ -232,28 +268,23 @@ def build(vocabulary: Vocabulary, start: str | None):
     """The stage and its `collate(records, rng, done)`; `start` is weights.safetensors of the pixel stage, or of this one."""
     from pixel_perception.models.language import Language
     from pixel_perception.training.base import load_language_model
-    from pixel_perception.training.words import word_directions
 
-    if not start:
-        raise ValueError("--weights: expected weights.safetensors of the pixel stage")
-    lower, tokenizer = load_language_model(layers=18)
-    encode = PhraseEncoder(lower, tokenizer)
-    nouns = word_directions([*vocabulary.nouns, "table"], lower, tokenizer)
-    colors = word_directions(list(vocabulary.colors), lower, tokenizer)
+    if not start or not Path(start).is_file():
+        raise ConfigError(f"start: expected weights.safetensors of the pixel stage (--set start=FILE), found {start or 'none'}")
+    words = WordTeacher(vocabulary)
     config = CompactConfig()
     model = Compact(config)
-    teacher = PixelStage(model, encode.width, nouns, colors)
+    teacher = PixelStage(model, words.encode.width, words.nouns, words.colors)
     weights = load_file(start)
     continued = any(n.startswith("model.language.") for n in weights)
     if not continued:
         teacher.load_state_dict(weights)
     model.language = Language(load_language_model()[0], config)
     model.image_encoder.to(memory_format=torch.channels_last)
-    stage = LanguageStage(model, teacher)
+    writer, shape = RoundWriter(words.tokenizer, config), (config.image.height // 8, config.image.width // 8)
+    stage = LanguageStage(model, teacher, writer)
     if continued:
         stage.load_state_dict(weights, strict=False)
-    writer, shape = RoundWriter(tokenizer, config), (config.image.height // 8, config.image.width // 8)
-
     views: dict[str, list[Record]] = {}
 
     def elsewhere(record: Record, rng: random.Random) -> Record:
@@ -267,6 +298,6 @@ def build(vocabulary: Vocabulary, start: str | None):
         scenes = [Scene(r, rng) for r in records]
         others = [Scene(elsewhere(r, rng), rng) for r in records]
         # The teacher leads at first and is gone after two thirds of the run.
-        return collate(scenes, others, rng, vocabulary, writer, encode, shape, 0.5 * max(0.0, 1 - 1.5 * done))
+        return collate(scenes, others, rng, vocabulary, writer, words.encode, shape, 0.5 * max(0.0, 1 - 1.5 * done))
 
     return stage, prepare

@@ -7,6 +7,8 @@ stage only has to bring the model's own hidden states to where these phrase quer
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,12 @@ from torch import Tensor, nn
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.simulation.phrases import Phrase, Vocabulary, absent, affordances, groups, single
+from pixel_perception.training.compact import CompactLesson, listed, tinted
+from pixel_perception.training.lesson import Picture
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
 from pixel_perception.training.scenes import Scene, centre_targets, images
-from pixel_perception.training.words import PhraseEncoder
+from pixel_perception.training.state import complain, read_tensors, shapes
+from pixel_perception.training.words import PhraseEncoder, WordTeacher
 
 PRESENT, ABSENT, OBJECTS = 5, 3, 2
 """Phrases of either kind and class-agnostic object masks per image."""
@@ -47,7 +52,7 @@ def draw_phrases(scene: Scene, rng: random.Random, vocabulary: Vocabulary) -> li
     return wanted[:PRESENT] + missing
 
 
-class PixelStage(nn.Module):
+class PixelStage(CompactLesson):
     """The losses of stage 1 for a batch of scenes."""
 
     def __init__(self, model: Compact, phrase_width: int, nouns: Tensor, colors: Tensor):
@@ -60,7 +65,7 @@ class PixelStage(nn.Module):
         self.register_buffer("nouns", nouns, persistent=False)
         self.register_buffer("colors", colors, persistent=False)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def parts(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch of `collate` -> weighted losses by name."""
         features = self.model.image_encoder(batch["images"])
         visual, objects, align = self.model.prompt_features(features, batch["boxes"])
@@ -73,6 +78,20 @@ class PixelStage(nn.Module):
         # Keeps the scale and the place code near zero cost until the language model uses them.
         losses["visual"] = 1e-4 * visual.square().mean()
         return losses
+
+    def look(self, batch: dict[str, Any]) -> list[Picture]:
+        """Masks of the phrases that are there, and of those that are thought to be."""
+        decoded = self.model.pixel_decoder(self.model.image_encoder(batch["images"]), self.phrase_query(batch["phrases"]))
+        pictures = []
+        for b, texts in enumerate(batch["texts"]):
+            pixels = batch["images"][b].cpu().numpy()
+            there = batch["there"][b, : len(texts)].nonzero().flatten().tolist()
+            found = (decoded.presence[b] > 0).nonzero().flatten().tolist()
+            target = tinted(pixels, [batch["masks"][b, t] for t in there], there)
+            prediction = tinted(pixels, [decoded.mask[b, t].sigmoid() for t in found], found)
+            asked, wanted, said = (listed(texts, numbers) for numbers in (range(len(texts)), there, found))
+            pictures.append(Picture(pixels, target, prediction, asked, wanted, said))
+        return pictures
 
 
 def region_targets(scenes: list[Scene], vocabulary: Vocabulary, rng: random.Random, count: int) -> dict[str, Tensor]:
@@ -100,7 +119,7 @@ def region_targets(scenes: list[Scene], vocabulary: Vocabulary, rng: random.Rand
 
 
 def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, encode: PhraseEncoder,
-            shape: tuple[int, int]) -> dict[str, Tensor]:
+            shape: tuple[int, int]) -> dict[str, Any]:
     """Scenes -> tensors of `PixelStage`. `shape` is (h, w) of the stride-8 map."""
     batch = region_targets(scenes, vocabulary, rng, 8)
     slots = PRESENT + ABSENT + OBJECTS
@@ -121,31 +140,27 @@ def collate(scenes: list[Scene], rng: random.Random, vocabulary: Vocabulary, enc
     heat, centres, near = centre_targets(scenes, *shape)
     phrases = encode(texts).unflatten(0, (len(scenes), -1))
     return batch | {"images": images(scenes), "phrases": phrases, "masks": masks, "there": there, "judged": judged,
-                    "heat": heat, "centres": centres, "near": near}
+                    "heat": heat, "centres": centres, "near": near,
+                    "texts": [texts[i : i + PRESENT + ABSENT] for i in range(0, len(texts), PRESENT + ABSENT)]}
 
 
 def build(vocabulary: Vocabulary, start: str | None):
     """The stage and its `collate(records, rng, done)`; `start` optionally continues from weights of this stage."""
-    from safetensors.torch import load_file
+    from pixel_perception.training.base import imagenet_backbone
 
-    from pixel_perception.training.base import imagenet_backbone, load_language_model
-    from pixel_perception.training.words import word_directions
-
-    lower, tokenizer = load_language_model(layers=18)
-    encode = PhraseEncoder(lower, tokenizer)
-    directions = [word_directions([*vocabulary.nouns, "table"], lower, tokenizer),
-                  word_directions(list(vocabulary.colors), lower, tokenizer)]
+    words = WordTeacher(vocabulary)
     model = Compact(CompactConfig())
     model.image_encoder.backbone.load_imagenet(imagenet_backbone())
     model.image_encoder.to(memory_format=torch.channels_last)
-    stage = PixelStage(model, encode.width, *directions)
-    stage.slow = ("model.image_encoder.backbone.",)
+    stage = PixelStage(model, words.encode.width, words.nouns, words.colors)
     if start:
-        stage.load_state_dict(load_file(start))
+        weights = read_tensors(Path(start))
+        complain(Path(start), shapes(weights), shapes(stage.state_dict()))
+        stage.load_state_dict(weights)
     image = model.config.image
 
     def prepare(records, rng, done):
         scenes = [Scene(r, rng) for r in records]
-        return collate(scenes, rng, vocabulary, encode, (image.height // 8, image.width // 8))
+        return collate(scenes, rng, vocabulary, words.encode, (image.height // 8, image.width // 8))
 
     return stage, prepare

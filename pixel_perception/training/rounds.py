@@ -39,6 +39,16 @@ class RoundWriter:
             self._known[words] = self.tokenizer.encode(words, add_special_tokens=False)
         return self._known[words]
 
+    def read(self, tokens: list[int]) -> str:
+        """The text of tokens or labels, up to the end; a group as [seg] or [all]."""
+        language, said = self.config.language, ""
+        added = {language.vocabulary: " [seg]", language.vocabulary + 1: " [all]"}
+        for token in tokens:
+            if token == language.end_id:
+                break
+            said += self.tokenizer.decode([token]) if 0 <= token < language.vocabulary else added.get(token, "")
+        return " ".join(said.split())
+
     def write(self, instruction: Instruction) -> Round:
         """The whole round, question and right answer."""
         language, out = self.config.language, Round(region=instruction.region)

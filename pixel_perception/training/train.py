@@ -1,203 +1,254 @@
-"""The training loop, shared by all stages: a budget in minutes or steps, resumable, one or several processes."""
+"""`pixel-perception train`: the one loop that teaches every network, in any number of processes, stopped and resumed at will."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
-import os
-import random
+import signal
 import time
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
-from torch import nn
-from tqdm import tqdm
+import yaml
+from torch import Tensor
 
 from pixel_perception.cli import Parser
-from pixel_perception.simulation.catalog import Catalog
-from pixel_perception.simulation.dataset import Record, load
-from pixel_perception.simulation.phrases import Vocabulary
-
-STAGES = {"pixels": "pixel_perception.training.pixel_stage", "language": "pixel_perception.training.language_stage"}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a training run needs to be repeated."""
-
-    stage: str
-    data: str
-    assets: str
-    out: str
-    weights: str | None = None
-    minutes: float = 60.0
-    steps: int | None = None
-    """Optimiser steps; without it the minutes are the budget."""
-    batch: int = 6
-    rate: float = 1e-3
-    slow_rate: float = 3e-4
-    warmup_steps: int = 60
-    clip: float = 2.0
-    weight_decay: float = 0.02
-    seed: int = 0
-    save_minutes: float = 5.0
+from pixel_perception.training import schedule
+from pixel_perception.training.config import TrainConfig, read
+from pixel_perception.training.course import Course, find_config, open_course
+from pixel_perception.training.monitor import Monitor
+from pixel_perception.training.processes import Processes, to_device
+from pixel_perception.training.state import Progress, RunState, newest
+from pixel_perception.training.strict import ConfigError, flat
 
 
-class Progress:
-    """Step, images and minutes so far; kept beside the weights so that a run can go on."""
+class TrainingStopped(ValueError):
+    """A run that cannot go on: one sentence that says why, what is saved and what to change."""
 
-    def __init__(self, folder: Path):
-        self.file = folder / "progress.json"
-        values = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.step, self.images, self.minutes = values.get("step", 0), values.get("images", 0), values.get("minutes", 0.0)
+
+class Run:
+    """One run: a course, taught in the folder of the run until its budget is spent. Goes on where a run in that folder stopped."""
+
+    def __init__(self, config: TrainConfig, course: Course, folder: Path, processes: Processes):
+        self.config, self.course, self.folder, self.processes = config, course, folder, processes
+        self.accumulated = micro_batches(config, processes.count)
+        lesson = course.lesson
+        self.network = processes.place(lesson, lesson.blocks(), lesson.methods())
+        groups = schedule.groups(lesson, config.optimiser)
+        self.learning = [parameter for group in groups for parameter in group["params"]]
+        self.optimiser = torch.optim.AdamW(groups, betas=config.optimiser.betas)
+        self.state = RunState(folder, lesson, self.optimiser, processes, lesson.borrowed)
+        self.progress, self.saved = Progress(), -1
+        if restored := self.state.restore():
+            self.progress, data = restored
+            course.stream.resume(data)
+            self.saved = self.progress.step
+        self.data = course.stream.state()
+        self.monitor = Monitor(config, folder, self.progress, processes.main)
+
+    def go(self) -> None:
+        """Train to the end of the budget and write what comes out.
+
+        Raises TrainingStopped when memory is short or the loss is not finite, StateError when a state cannot be written,
+        TaskError for a damaged record, KeyboardInterrupt when told to stop (SIGINT, SIGTERM), with the state saved.
+        """
+        progress, watch = self.progress, self.config.watch
+        if spent(self.config, progress) >= 1 and (self.folder / self.course.lesson.product).exists():
+            self.monitor.say(f"{self.folder}: finished already, after step {progress.step}")
+            self.monitor.close()
+            return
+        if progress.step:
+            self.monitor.say(f"{self.folder}: going on after step {progress.step}")
+        started, last_save = time.monotonic() - 60 * progress.minutes, progress.minutes
+        try:
+            with told_to_stop() as told:
+                while True:
+                    progress.minutes, stop = self.processes.agree((time.monotonic() - started) / 60, told())
+                    done = spent(self.config, progress)
+                    if stop or done >= 1:
+                        break
+                    losses, norm = self.step(done)
+                    self.monitor.step(progress, losses)
+                    if due(watch.log, progress.step):
+                        self.monitor.log(progress, self.processes.mean(losses), self.optimiser.param_groups[-1]["lr"], norm)
+                    if due(watch.pictures, progress.step):
+                        self.show()
+                    if due(watch.save_steps, progress.step) or progress.minutes - last_save > watch.save_minutes:
+                        self.save()
+                        last_save = progress.minutes
+            self.save()
+            if stop:
+                self.monitor.say(f"stopped after step {progress.step}; run the same command again to go on")
+                raise KeyboardInterrupt
+            self.show()
+            weights = self.state.weights()
+            if self.processes.main:
+                self.course.lesson.finish(weights, self.folder / self.course.lesson.product)
+            self.processes.wait()
+        finally:
+            self.monitor.close()
+
+    def step(self, done: float) -> tuple[dict[str, float], float]:
+        """One step of the optimiser, `done` of the budget being spent: losses by name, and the gradient's norm before clipping."""
+        config, progress = self.config, self.progress
+        rise = schedule.factor(config.schedule, progress.step, done)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * rise
+        # Random numbers are a function of seed, step and process, so that a resumed run draws what an unbroken one would.
+        torch.manual_seed(zlib.crc32(f"{config.seed}/{progress.step}/{self.processes.rank}".encode()))
+        self.course.lesson.train()
+        losses: dict[str, float] = {}
+        try:
+            for k in range(self.accumulated):
+                batch = to_device(self.course.stream.next(done), self.processes.device)
+                with self.processes.accumulating(self.network, last=k == self.accumulated - 1):
+                    for name, value in self._learn(batch).items():
+                        losses[name] = losses.get(name, 0.0) + value.item() / self.accumulated
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self._too_large() from None
+        norm = self.processes.clip(self.learning, config.optimiser.clip)
+        if not math.isfinite(norm):
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            raise TrainingStopped(f"step {progress.step}: the loss or its gradient is not finite ({parts}); {self._kept()}; "
+                                  "lower optimiser.rate or optimiser.clip, or raise schedule.warmup")  # fmt: skip
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        progress.step += 1
+        progress.samples += config.batch.total
+        self.data = self.course.stream.state()
+        return losses, norm
 
     def save(self) -> None:
-        self.file.write_text(json.dumps({"step": self.step, "images": self.images, "minutes": self.minutes}))
+        """Write the state, unless the last one is of this step. Raises StateError."""
+        if self.saved != self.progress.step:
+            self.state.save(self.progress, self.data)
+            self.saved = self.progress.step
+
+    def show(self) -> None:
+        """Draw what the network predicts. In a spread network all processes must help, for the same samples."""
+        if not self.config.watch.samples or not (self.processes.main or self.processes.sharded):
+            return
+        lesson = self.course.lesson.eval()
+        torch.manual_seed(self.config.seed)
+        batch = to_device(self.course.view(self.progress.step), self.processes.device)
+        with self.processes.autocast():
+            pictures = lesson(batch, look=True)
+        self.monitor.show(self.progress, pictures)
+
+    def _learn(self, batch) -> dict[str, Tensor]:
+        with self.processes.autocast():
+            losses = self.network(batch)
+        (losses["total"] / self.accumulated).backward()
+        return losses
+
+    def _too_large(self) -> TrainingStopped:
+        """Save what there is (the weights are still those of the last whole step), and say what to change."""
+        self.optimiser.zero_grad()
+        if self.processes.count == 1:  # the others wait inside of their own step and cannot help
+            self.save()
+        config = self.config
+        micro = config.batch.micro
+        ways = [f"lower batch.micro ({micro} now; the step stays the same, more is accumulated)"] if micro > 1 else []
+        ways += [] if config.memory.checkpointing else ["set memory.checkpointing=true"]
+        ways += [] if config.memory.precision == "bf16" else ["set memory.precision=bf16"]
+        ways += [] if self.processes.sharded else ["set memory.shard=true and use more processes"]
+        return TrainingStopped(f"step {self.progress.step}: out of memory; {self._kept()}; {', or '.join(ways) or 'use more processes'}")
+
+    def _kept(self) -> str:
+        state = newest(self.folder)
+        return f"the last state is kept in {state}" if state else "no state was saved yet"
 
 
-def train(config: TrainConfig, stage: nn.Module, collate, records: list[Record]) -> None:
-    """Run (or continue) one stage. Writes weights.safetensors, optimiser.safetensors, progress.json and log.jsonl to `out`.
+def micro_batches(config: TrainConfig, processes: int) -> int:
+    """How many micro-batches each process accumulates for a step. Raises ConfigError where that is no whole number."""
+    together = config.batch.micro * processes
+    if config.batch.total % together:
+        raise ConfigError(f"batch.total: expected a multiple of batch.micro x processes ({config.batch.micro} x {processes}), "
+                          f"found {config.batch.total}")  # fmt: skip
+    return config.batch.total // together
 
-    `stage(batch)` gives weighted losses by name; `collate(records, rng, done)` a batch, `done` being the share of the
-    budget spent so far.
-    """
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-    torch.manual_seed(config.seed)
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    groups = parameter_groups(stage, config)
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    progress = Progress(folder)
-    if progress.step:
-        restore(folder, stage, optimiser)
-    elif accelerator.is_main_process:
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1))
-    network, optimiser = accelerator.prepare(stage, optimiser)
-    bar = tqdm(total=round(config.minutes, 1), initial=round(progress.minutes, 1), unit="min", disable=not accelerator.is_main_process,
-               bar_format="{l_bar}{bar}| {n:.1f}/{total} min [{postfix}]")
-    saved, started = progress.minutes, time.monotonic() - 60 * progress.minutes
-    mean: dict[str, float] = {}
+
+def spent(config: TrainConfig, progress: Progress) -> float:
+    """The share of the budget that is spent."""
+    budget = config.schedule
+    return progress.step / budget.steps if budget.steps else progress.minutes / (budget.minutes or math.inf)
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def told_to_stop() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask the loop to stop after its step instead of breaking into it; the second one breaks."""
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number, frame) -> None:
+        heard.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, hear)
     try:
-        while True:
-            elapsed = torch.tensor((time.monotonic() - started) / 60, device=accelerator.device)
-            if accelerator.num_processes > 1:  # all processes must stop at the same step
-                torch.distributed.broadcast(elapsed, 0)
-            progress.minutes = elapsed.item()
-            done = progress.step / config.steps if config.steps else progress.minutes / config.minutes
-            if done >= 1:
-                break
-            schedule(optimiser, progress.step, done, config)
-            # Every process and step draws its own scenes, so that a resumed run goes on as if it had never stopped.
-            rng = random.Random(f"{config.seed}/{accelerator.process_index}/{progress.step}")
-            batch = collate(rng.sample(records, config.batch), rng, done)
-            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-            losses = network(batch)
-            total = sum(losses.values())
-            if not torch.isfinite(total):
-                accelerator.print(f"step {progress.step}: the loss is {total.item()}; stopped, the last saved state is kept in {folder}")
-                raise SystemExit(1)
-            optimiser.zero_grad()
-            accelerator.backward(total)
-            accelerator.clip_grad_norm_(network.parameters(), config.clip)
-            optimiser.step()
-            progress.step += 1
-            progress.images += config.batch * accelerator.num_processes
-            for name, value in losses.items():
-                mean[name] = 0.97 * mean.get(name, value.item()) + 0.03 * value.item()
-            bar.n = round(progress.minutes, 1)
-            bar.set_postfix_str(f"{progress.images} images  " + "  ".join(f"{k} {v:.3f}" for k, v in mean.items()))
-            if accelerator.is_main_process and progress.step % 20 == 0:
-                with (folder / "log.jsonl").open("a") as log:
-                    row = {"step": progress.step, "images": progress.images, "minutes": round(progress.minutes, 2), **mean}
-                    log.write(json.dumps(row) + "\n")
-            if accelerator.is_main_process and progress.minutes - saved > config.save_minutes:
-                saved = progress.minutes
-                save(folder, stage, optimiser, progress)
-    except KeyboardInterrupt:
-        if accelerator.is_main_process:
-            save(folder, stage, optimiser, progress)
-        raise
-    if accelerator.is_main_process:
-        save(folder, stage, optimiser, progress)
+        yield lambda: bool(heard)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def parameter_groups(stage: nn.Module, config: TrainConfig) -> list[dict]:
-    """Parameters that a stage names in `slow` start from good weights and get the lower rate."""
-    slow = tuple(getattr(stage, "slow", ()))
-    named = [(n, p) for n, p in stage.named_parameters() if p.requires_grad]
-    return [{"params": [p for n, p in named if n.startswith(slow)], "lr": config.slow_rate, "base": config.slow_rate},
-            {"params": [p for n, p in named if not n.startswith(slow)], "lr": config.rate, "base": config.rate}]
+def remember(config: TrainConfig, folder: Path) -> list[str]:
+    """Keep a run's configuration in its folder; returns what differs from the one it had, field by field."""
+    path, now = folder / "config.yaml", config.to_dict()
+    before = yaml.safe_load(path.read_text()) if path.exists() else now
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(now, sort_keys=False))
+    old, new = flat(before), flat(now)
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
 
 
-def schedule(optimiser, step: int, done: float, config: TrainConfig) -> None:
-    """Linear warm-up, then a cosine down to 2 % over the whole budget."""
-    factor = min(1.0, (step + 1) / config.warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
-    for group in optimiser.param_groups:
-        group["lr"] = group["base"] * factor
-
-
-def trained_state(stage: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that training changes (frozen base weights are left out), by name."""
-    frozen = {n for n, p in stage.named_parameters() if not p.requires_grad and n.startswith("model.language.")}
-    return {n: t.detach().contiguous() for n, t in stage.state_dict().items() if n not in frozen}
-
-
-def save(folder: Path, stage: nn.Module, optimiser, progress: Progress) -> None:
-    """Write the state to temporary files, then move them into place, so that a killed run leaves a whole state."""
-    moments = {}
-    for g, group in enumerate(optimiser.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            for key, value in optimiser.state.get(parameter, {}).items():
-                moments[f"{g}.{i}.{key}"] = value.detach().contiguous()
-    for name, tensors in (("weights", trained_state(stage)), ("optimiser", moments)):
-        save_file(tensors, folder / f"{name}.partial")
-        os.replace(folder / f"{name}.partial", folder / f"{name}.safetensors")
-    progress.save()
-
-
-def restore(folder: Path, stage: nn.Module, optimiser) -> None:
-    """Load what `save` wrote."""
-    missing, unexpected = stage.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
-    missing = [n for n in missing if not n.startswith("model.language.")]
-    if missing or unexpected:
-        raise ValueError(f"{folder}: weights do not fit the model (missing {missing[:3]}, unexpected {unexpected[:3]})")
-    moments = load_file(folder / "optimiser.safetensors")
-    for g, group in enumerate(optimiser.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            state = {k.split(".")[2]: v for k, v in moments.items() if k.startswith(f"{g}.{i}.")}
-            if state:
-                optimiser.state[parameter] = state
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pixel-perception train`."""
-    parser = Parser(prog="pixel-perception train", description="Train one stage of the compact model; "
-                                     "run again with the same --out to continue.",
-                                     epilog="Several processes: torchrun --nproc-per-node 2 -m pixel_perception.training.train ...")
-    parser.add_argument("stage", choices=sorted(STAGES), help="pixels: vision from phrases, first; language: the whole model")
-    parser.add_argument("--data", required=True, help="folder of rendered views (pixel-perception simulate)")
-    parser.add_argument("--assets", required=True, help="asset folder, for its nouns and colours")
-    parser.add_argument("--out", required=True, help="where weights, progress and log go")
-    parser.add_argument("--weights", help="weights.safetensors of the stage before (language: required)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="time budget; the learning rate ends with it")
-    parser.add_argument("--steps", type=int, help="optimiser steps, instead of a time budget")
-    parser.add_argument("--batch", type=int, default=6, help="scenes per step and process")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of new parts")
-    parser.add_argument("--slow-rate", type=float, default=3e-4, help="learning rate of parts that start from good weights")
-    parser.add_argument("--seed", type=int, default=0)
-    config = TrainConfig(**vars(parser.parse_args(argv)))
-    vocabulary = Vocabulary.of(Catalog.open(config.assets))
-    stage, collate = importlib.import_module(STAGES[config.stage]).build(vocabulary, config.weights)
-    train(config, stage, collate, load(config.data))
+    parser = Parser(prog="pixel-perception train", epilog="Several processes, on one machine or more:\n"
+                    "  accelerate launch --num_processes 8 -m pixel_perception.training.train CONFIG ...",
+                    description="Teach a network what a configuration says; run the same command again to go on.")  # fmt: skip
+    parser.add_argument("config", help="a YAML file, or the name of one in config/train, such as compact-pixels or pixellm-7b")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH",
+                        help="folder of a data set; once for each that the configuration draws from")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run; without it runs/ and the configuration's name")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a field of the configuration, such as optimiser.rate=1e-4")
+    parser.add_argument("--unchecked", action="store_true", help="do not read every record of the data before the first step")
+    arguments = parser.parse_args(argv)
+    path = find_config(arguments.config)
+    config = read(path, arguments.set)
+    folder = arguments.out or Path("runs") / path.stem
+    processes = Processes(config.memory)
+    course = open_course(config, arguments.data, folder, processes, check=not arguments.unchecked)
+    run = Run(config, course, folder, processes)
+    if processes.main:
+        for change in remember(config, folder):
+            run.monitor.say(f"changed since the run began: {change}")
+    run.go()
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from pixel_perception.cli import explain, fail
+
+    try:
+        raise SystemExit(main())
+    except Exception as problem:
+        if (sentence := explain(problem)) is None:
+            raise
+        raise SystemExit(fail(f"train: {sentence}")) from None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixel_perception.simulation.phrases import Vocabulary
+
 PHRASE_LAYER = 17
 """Middle layer whose states carry a phrase's meaning best; the last layers turn it into the next word."""
 
@@ -45,6 +47,19 @@ class PhraseEncoder:
         last = states[torch.arange(len(ids)), mask.sum(1) - 1]
         mean = (states * inner).sum(1) / inner.sum(1)
         return torch.cat([(embedded.float() * weight).sum(1) / weight.sum(1), mean, last], 1).to(torch.bfloat16)
+
+
+class WordTeacher:
+    """What the frozen language model teaches the pixels: embeddings of phrases, directions of a vocabulary's nouns and colours."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        """Loads the lower layers of the base language model."""
+        from pixel_perception.training.base import load_language_model
+
+        lower, self.tokenizer = load_language_model(layers=PHRASE_LAYER + 1)
+        self.encode = PhraseEncoder(lower, self.tokenizer)
+        self.nouns = word_directions([*vocabulary.nouns, "table"], lower, self.tokenizer)
+        self.colors = word_directions(list(vocabulary.colors), lower, self.tokenizer)
 
 
 def word_directions(words: list[str], model, tokenizer) -> Tensor:

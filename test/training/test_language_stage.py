@@ -59,18 +59,19 @@ def test_the_stage_learns_and_leaves_the_base_alone(tokenizer, tmp_path):
                                   num_key_value_heads=2))  # fmt: skip
     directions = nn.functional.normalize(torch.randn(9, 32), dim=-1)
     model = Compact(CONFIG)
-    stage = LanguageStage(model, PixelStage(model, HashedPhrases.width, directions[:6], directions[6:]))
+    writer = RoundWriter(tokenizer, CONFIG)
+    stage = LanguageStage(model, PixelStage(model, HashedPhrases.width, directions[:6], directions[6:]), writer)
     model.language = Language(base, CONFIG)
     frozen = {n: p.clone() for n, p in model.language.base.named_parameters() if not p.requires_grad}
     scenes, others = [Scene(records[0]), Scene(records[2])], [Scene(records[1]), Scene(records[3])]
-    batch = collate(scenes, others, random.Random(0), VOCABULARY, RoundWriter(tokenizer, CONFIG), HashedPhrases(), (12, 16), 0.5)
+    batch = collate(scenes, others, random.Random(0), VOCABULARY, writer, HashedPhrases(), (12, 16), 0.5)
     assert batch["other_judged"].any() and batch["other_there"][batch["other_judged"]].all()
     optimiser = torch.optim.AdamW([p for p in stage.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(12):
         losses = stage(batch)
         optimiser.zero_grad()
-        sum(losses.values()).backward()
+        losses["total"].backward()
         optimiser.step()
         history.append({k: v.item() for k, v in losses.items()})
     assert all(history[-1][k] < 0.9 * history[0][k] for k in ("mask", "elsewhere", "noun")), (history[0], history[-1])
@@ -78,3 +79,6 @@ def test_the_stage_learns_and_leaves_the_base_alone(tokenizer, tmp_path):
     assert all(torch.equal(p, frozen[n]) for n, p in model.language.base.named_parameters() if n in frozen)
     logits, there = stage.presence(batch)
     assert logits.shape == there.shape and there.any() and not there.all()
+    pictures = stage(batch, look=True)
+    assert len(pictures) == 2 and all(p.image.shape == p.target.shape == p.prediction.shape == (HEIGHT, WIDTH, 3) for p in pictures)
+    assert all(p.asked and p.wanted for p in pictures) and any((p.target != p.image).any() for p in pictures)

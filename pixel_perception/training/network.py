@@ -1,0 +1,60 @@
+"""The papers' networks at both ends of a run: out of a model's folder, and into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pixel_perception.models import folder
+from pixel_perception.models.configurations import Config, configuration, from_dict, to_dict
+from pixel_perception.models.perception_model import PerceptionModel
+from pixel_perception.training.config import TrainConfig
+from pixel_perception.training.strict import ConfigError, flat
+
+SMALL = 50_000_000
+"""Parameters up to which a network may begin with random weights: larger ones were forgotten to be given theirs."""
+
+
+def begin(config: TrainConfig, name: str) -> PerceptionModel:
+    """The network of a configuration, with the weights in `start`, or with random ones that follow from the seed.
+
+    Raises ConfigError where `start` holds another configuration or is missing, ConfigurationError for an unknown name,
+    CheckpointError for a folder that holds no model.
+    """
+    wanted = configuration(name)
+    if config.start is None:
+        torch.manual_seed(config.seed)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in PerceptionModel.of(wanted).parameters())
+        if size > SMALL:
+            raise ConfigError(f"start: expected the folder of a model to begin with (--set start=FOLDER), as {name} has "
+                              f"{size / 1e6:.0f} million parameters, found none")  # fmt: skip
+        torch.manual_seed(config.seed)
+        return PerceptionModel.of(wanted)
+    where = Path(config.start)
+    found = from_dict(folder.describe(where)["configuration"], where=str(where))
+    theirs, ours = flat(to_dict(found)), flat(to_dict(wanted))
+    for key in dict.fromkeys([*ours, *theirs]):
+        if theirs.get(key) != ours.get(key) and not key.startswith("losses."):
+            raise ConfigError(f"start: {where}: expected the weights of {name}, with {key} {ours.get(key)}, found {theirs.get(key)}")
+    return folder.load(where, torch.float32 if config.memory.precision == "fp32" else None)
+
+
+def tokenizer(config: TrainConfig) -> Path:
+    """The folder of the tokenizer. Raises ConfigError where there is none."""
+    found = config.tokenizer or config.start
+    if found is None:
+        raise ConfigError("tokenizer: expected the folder of a tokenizer (--set tokenizer=FOLDER), found none")
+    return Path(found)
+
+
+def finish(config: TrainConfig, network: Config, weights: Mapping[str, Tensor], path: Path) -> None:
+    """The folder of a model with these weights, in the precision that it began with."""
+    kind = folder.describe(config.start)["dtype"] if config.start else "float32"
+    with torch.device("meta"):
+        model = PerceptionModel.of(network)
+    model.load_state_dict({name: t.to(getattr(torch, kind)) for name, t in weights.items()}, assign=True)
+    folder.save(model, path, tokenizer(config), [{"training": config.to_dict()}])

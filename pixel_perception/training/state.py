@@ -1,0 +1,149 @@
+"""The state of a run on disk: whole at every moment, the same for any number of processes, safetensors and JSON only.
+
+RUN/state-00000120/ holds weights.safetensors, moments.safetensors (AdamW's, by parameter name) and state.json after 120 steps. It
+is written under another name and then renamed; only then the state before it is deleted. Random numbers are no part of it: every
+step draws them from the seed, its number and the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pixel_perception.training.processes import Processes, like, whole
+
+
+class StateError(ValueError):
+    """A state that cannot be written, or is not of this run: one sentence."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    samples: int = 0
+    minutes: float = 0.0
+
+
+class RunState:
+    """Saves and restores network, optimiser, progress and data in the folder of a run.
+
+    `borrowed` are beginnings of names; frozen parameters with such a name come from elsewhere and are not saved.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, borrowed: tuple[str, ...]):
+        self.folder, self.network, self.optimiser, self.processes = folder, network, optimiser, processes
+        frozen = {n for n, p in network.named_parameters() if not p.requires_grad and n.startswith(borrowed)} if borrowed else set()
+        self.names = [name for name in network.state_dict() if name not in frozen]
+
+    def save(self, progress: Progress, data: Mapping[str, Any]) -> None:
+        """Every process must call it; the first writes. Raises StateError when that fails; the state before is still whole then."""
+        weights, moments = self._gather()
+        if self.processes.main:
+            facts = {"step": progress.step, "samples": progress.samples, "minutes": progress.minutes, "data": dict(data)}
+            write(self.folder, progress.step, weights, moments, facts)
+        self.processes.wait()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors of the network, whole and on the CPU. Every process must ask."""
+        return {name: whole(t) for name, t in self.network.state_dict().items()}
+
+    def restore(self) -> tuple[Progress, dict[str, Any]] | None:
+        """Load the newest state: progress, and what `data` was. None when there is no state. Raises StateError."""
+        found = newest(self.folder)
+        if found is None:
+            return None
+        facts = json.loads((found / "state.json").read_text())
+        weights, moments = (read_tensors(found / f"{name}.safetensors") for name in ("weights", "moments"))
+        own = self.network.state_dict()
+        complain(found / "weights.safetensors", shapes(weights), shapes({name: own[name] for name in self.names}))
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(like(tensor, own[name]))  # a state dict shares its storage with the network
+        parameters = dict(self.network.named_parameters())
+        for key, tensor in moments.items():
+            name, _, kind = key.rpartition(":")
+            parameter = parameters[name]
+            placed = like(tensor, parameter) if tensor.shape == parameter.shape else tensor  # the count of steps stays as it is
+            self.optimiser.state[parameter][kind] = placed
+        return Progress(facts["step"], facts["samples"], facts["minutes"]), facts["data"]
+
+    def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        own = self.network.state_dict()
+        weights = {name: whole(own[name]) for name in self.names}
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        moments = {
+            f"{names[id(parameter)]}:{kind}": whole(value)
+            for group in self.optimiser.param_groups for parameter in group["params"]
+            for kind, value in self.optimiser.state.get(parameter, {}).items()
+        }  # fmt: skip
+        return weights, moments
+
+
+def write(folder: Path, step: int, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """One state, at once or not at all; states of other steps are deleted. Raises StateError."""
+    final, partial = folder / f"state-{step:08d}", folder / f".state-{step:08d}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(dict(weights), partial / "weights.safetensors")
+        save_file(dict(moments), partial / "moments.safetensors")
+        (partial / "state.json").write_text(json.dumps(facts))
+        for file in partial.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        before = newest(folder)
+        kept = f"the state in {before} is still whole" if before else "nothing is saved yet"
+        raise StateError(f"{final}: cannot be written ({getattr(error, 'strerror', None) or error}); {kept}") from None
+    for old in folder.glob("state-*"):
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The folder of the last state of a run, None without any."""
+    return max((path for path in folder.glob("state-*") if path.is_dir()), default=None)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises StateError for a damaged one."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"{path}: cannot be read ({error})") from None
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Every tensor's shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def complain(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises StateError where tensors by name and shape are not those of the network."""
+    for name, shape in wanted.items():
+        if name not in found:
+            raise StateError(f"{path}: expected the tensor {name} {list(shape)}, found none: the weights of another network")
+        if found[name] != shape:
+            raise StateError(f"{path}: {name}: expected {list(shape)} as the network has, found {list(found[name])}: another size")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise StateError(f"{path}: {extra[0]}: expected no such tensor in this network, found one: the weights of another network")
+
+
+def _flush(file: Path) -> None:
+    # Without it a power cut could leave the new name on a file whose content never reached the disk.
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
