@@ -23,6 +23,7 @@ CONFIGURATIONS: dict[str, Callable[[], Config]] = {
     "pixellm-13b": PixelLMConfig.pixellm_13b,
     "pixellm-tiny": lambda: PixelLMConfig.tiny(vocabulary=1024),
     "pixelllm-t5xl": PixelLLMConfig.pixelllm_t5xl,
+    "pixelllm-t5xl-paper": lambda: PixelLLMConfig.pixelllm_t5xl().as_in_paper(),
     "pixelllm-small": PixelLLMConfig.pixelllm_small,
     "pixelllm-tiny": lambda: PixelLLMConfig.tiny("t5", detector=True, vocabulary=512),
     "pixelllm-small-tiny": lambda: replace(PixelLLMConfig.tiny("text_decoder", detector=True, vocabulary=512), begin=2, end=3),

@@ -267,3 +267,36 @@ def test_stages_train_what_they_should(language):
         prepare(model, "dreaming")
     with pytest.raises(ValueError, match="detector, which this model was built without"):
         prepare(PixelLLM(PixelLLMConfig.tiny(language)), "dense_captioning")
+
+
+@torch.no_grad()
+def test_several_texts_at_once_equal_one_by_one(model, seen):
+    """Rows that end earlier, and contexts of other lengths, do not touch their neighbours."""
+    memory, contexts = model.memory(seen[2], CONTEXT), CONTEXT.flatten(0, 1)
+    visual = seen[2].projected.flatten(0, 1)
+    end = int(decoding.greedy(model.language, memory, 0, 1, 10)[0][1, 3])  # so that a row ends before the others
+    for write in (decoding.greedy, lambda *a: decoding.beam(*a, beams=3)):
+        texts, scores = write(model.language, memory, 0, end, 10)
+        for row, context in enumerate(contexts):
+            alone = model.language.encode(visual[row : row + 1], context[context > 0][None])
+            text, score = write(model.language, alone, 0, end, 10)
+            assert torch.equal(text[0], texts[row]) and torch.allclose(score[0], scores[row], atol=1e-4)
+
+
+def test_the_papers_variant_places_words_from_the_states_that_predict_them():
+    released = PixelLLMConfig.tiny("t5")
+    paper = released.as_in_paper()
+    torch.manual_seed(0)
+    model = PixelLLM(paper).eval()
+    assert len(model.prompt_features.transformer.blocks) == 2
+    assert {".attention." in name for name in model.state_dict() if "lora" in name} == {True}
+    other = PixelLLM(replace(paper, location=released.location)).eval()
+    other.load_state_dict(model.state_dict())
+    tokens = torch.tensor([[[0, 7, 8, 9, 1, 0]]])
+    with torch.no_grad():
+        features = model.encode(torch.rand(1, 3, 112, 112) * 255)
+        visual = model.extract(features, torch.tensor([[[10.0, 10, 60, 60]]]))
+        shifted, plain = model.read(features, visual, tokens), other.read(features, visual, tokens)
+    assert torch.equal(shifted.points[:, :, 1:], plain.points[:, :, :-1]) and torch.equal(shifted.states, plain.states)
+    assert torch.equal(model.boxes(shifted, tokens), other.boxes(plain, tokens))  # the box is the predicting state's in both
+    assert model.box_places(tokens).int().tolist() == [[[0, 0, 0, 0, 1, 0]]]

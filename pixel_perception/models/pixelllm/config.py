@@ -1,6 +1,6 @@
 """The configurations of PixelLLM: which parts, and how large."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pixel_perception.models.pixelllm.eva02 import Eva02Config
 from pixel_perception.models.pixelllm.location_head import LocationHeadConfig
@@ -53,6 +53,16 @@ class PixelLLMConfig:
         """The variant with the six-layer text decoder and BERT's vocabulary; 1.2 billion parameters, mostly backbones."""
         return cls(language=TextDecoderConfig(), begin=101, end=102,
                    detector=ProposalConfig(text_proposals=64))
+
+    def as_in_paper(self) -> "PixelLLMConfig":
+        """The same model where the paper differs from the released code, which the defaults follow: two layers in the prompt
+
+        feature extractor, LoRA in self-attention only, and a word's place from the state that predicts it (equation 3).
+        """
+        features = replace(self.features, transformer=replace(self.features.transformer, depth=2))
+        location = self.location and replace(self.location, predicting=True)
+        language = replace(self.language, lora_cross=False) if isinstance(self.language, T5Config) else self.language
+        return replace(self, features=features, location=location, language=language)
 
     @classmethod
     def tiny(cls, language: str = "t5", detector: bool = False, vocabulary: int = 96) -> "PixelLLMConfig":

@@ -11,11 +11,16 @@ from pixel_perception.models.sam import MLP
 
 @dataclass(frozen=True)
 class LocationHeadConfig:
-    """Sizes of the head: ``depth`` linear layers of ``hidden`` channels, ``points`` points per token."""
+    """Sizes of the head: ``depth`` linear layers of ``hidden`` channels, ``points`` points per token.
+
+    With ``predicting`` a token's points come from the state that predicts it (the paper's equation 3) instead of the
+    state that has read it (the released code).
+    """
 
     hidden: int = 512
     depth: int = 4
     points: int = 2
+    predicting: bool = False
 
 
 class LocationHead(nn.Module):

@@ -7,6 +7,7 @@ the top left corner. B counts images and P the prompts of each.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pixel_perception.models.perception_model import PerceptionModel
@@ -167,7 +168,9 @@ class PixelLLM(PerceptionModel):
         logits, states = (x.unflatten(0, tokens.shape[:2]) for x in (logits, states))
         if self.location_head is None:
             return Words(logits, states)
-        fractions, extra = self.location_head(states)
+        # Position t of the points belongs to token t, whichever state they come from.
+        placing = F.pad(states[..., :-1, :], (0, 0, 1, 0)) if self.config.location.predicting else states
+        fractions, extra = self.location_head(placing)
         return Words(logits, states, points_to_pixels(fractions, features.valid), fractions, extra)
 
     @torch.no_grad()
@@ -194,9 +197,14 @@ class PixelLLM(PerceptionModel):
         after = (tokens == self.config.end).cumsum(-1) > 1
         return self.read(features, visual, tokens.masked_fill(after, 0), context)
 
+    def box_places(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Where in the points of texts (B, P, T) the referred box is: bool, those of the state that predicts the end."""
+        marked = before_end(tokens, self.config.end)
+        return F.pad(marked[..., :-1], (1, 0)) if self.config.location.predicting else marked
+
     def boxes(self, words: Words, tokens: torch.Tensor) -> torch.Tensor:
         """The referred box (B, P, 4) in pixels: the points of the state that predicts the end (equation 5)."""
-        return boxes_at(words.points, before_end(tokens, self.config.end))
+        return boxes_at(words.points, self.box_places(tokens))
 
     def masks(self, features: Features, boxes: torch.Tensor, visual: VisualTokens | None = None,
               words: Words | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pixel_perception.models.losses import IGNORE, mask_dice, mask_focal, points_l1, quality_mse, text_cross_entropy
-from pixel_perception.models.pixelllm.location_head import before_end, words
+from pixel_perception.models.pixelllm.location_head import words
 from pixel_perception.models.pixelllm.model import Features, PixelLLM, VisualTokens, Words
 from pixel_perception.models.pixelllm.proposal_losses import detection_losses, match
 from pixel_perception.models.pixelllm.resampling import resize_bilinear
@@ -102,13 +102,12 @@ def forward(model: PixelLLM, batch: Batch) -> Pass:
     if batch.text:
         losses["text"] = text_loss(read.logits, batch.tokens, batch.real, config.end, config.smoothing)
         total = total + losses["text"]
-    ends = before_end(batch.tokens, config.end)
     if batch.traces is not None:
         counted = words(batch.tokens, config.begin, config.end) & batch.real[..., None]
         losses["location"] = location_loss(read.points, batch.traces, counted)
     elif batch.boxes is not None and model.location_head is not None:
         corners = batch.boxes.unflatten(-1, (2, 2))[:, :, None].expand_as(read.points)
-        losses["location"] = location_loss(read.points, corners, ends & batch.real[..., None])
+        losses["location"] = location_loss(read.points, corners, model.box_places(batch.tokens) & batch.real[..., None])
     if "location" in losses:
         total = total + config.location_weight * losses["location"]
     if batch.masks is not None and model.mask_decoder is not None:
