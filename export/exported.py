@@ -1,8 +1,7 @@
-"""A bundle run in the plainest way, for comparisons: no prefix cache, one image at a time, everything kept."""
+"""A bundle run on the runtime's backends for comparisons: one image at a time, everything kept."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ import numpy as np
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
-from pixel_perception.runtime.text import normalised
+from pixel_perception.runtime.session import Backend
+from pixel_perception.runtime.text import Vocabulary, normalised
 
 if TYPE_CHECKING:
     from pixel_perception.simulation.scene import SceneObject
@@ -90,7 +90,9 @@ def read_samples(folder: Path, count: int) -> list[Sample]:
         with Image.open(file) as picture:
             frame = np.asarray(picture.convert("RGB"))
         letterbox = Letterbox(frame.shape[1], frame.shape[0])
-        question = known[file.stem][i % len(known[file.stem])] if file.stem in known else QUESTIONS[i % len(QUESTIONS)]
+        questions = known.get(file.stem, QUESTIONS)
+        # Every round asks a picture another one, also where their numbers divide each other.
+        question = questions[(i + i // len(files)) % len(questions)]
         samples.append(Sample(letterbox.image(frame), letterbox.whole, question))
     return samples
 
@@ -138,32 +140,18 @@ def _area(box: Sequence[float]) -> int:
 
 
 class Exported:
-    """A bundle on ONNX Runtime."""
+    """A bundle on one of the runtime's own backends: its sessions and its decoder, in the steps of `runtime.language`."""
 
-    def __init__(self, bundle: Bundle, providers: Sequence[str] = ("CPUExecutionProvider",)):
-        import onnxruntime
-        from safetensors.numpy import load_file
-        from tokenizers import Tokenizer
-
+    def __init__(self, bundle: Bundle, backend: Backend):
+        """Raises PerceptionError INVALID_BUNDLE where the backend cannot load a graph."""
         self.manifest = bundle.manifest
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
-        self._sessions = {
-            name: onnxruntime.InferenceSession(bundle.graph(name), options, providers=list(providers))
-            for name in bundle.manifest.graphs
-        }
-        language = load_file(bundle.file("language.safetensors"))
-        self._embeddings, self._output = (
-            language["embeddings"].astype(np.float32),
-            language["codebook_output"],
-        )
-        self._tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
-        self._base = len(self._embeddings) - len(self.manifest.tokens.segments) - 1
+        self._sessions = {name: backend.session(bundle.graph(name)) for name in bundle.manifest.graphs if name != "language_model"}
+        self._decoder = backend.decoder(bundle.graph("language_model"))
+        self._vocabulary = Vocabulary(bundle)
 
     def run(self, graph: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name."""
-        session = self._sessions[graph]
-        return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+        return self._sessions[graph].run(feeds)
 
     def answer(self, sample: Sample) -> Trace:
         """Answer greedily, at most `MOST_TOKENS` tokens."""
@@ -173,33 +161,27 @@ class Exported:
         found = proposals["boxes"][0][proposals["scores"][0] >= self.manifest.thresholds.proposal]
         order = np.argsort(found[:, 0] + found[:, 2], kind="stable")
         trace = Trace(np.concatenate([sample.whole[None], found[order]]), found, None, [])
-        tokens, question = (
-            self.manifest.tokens,
-            self._tokenizer.encode(" " + sample.question, add_special_tokens=False).ids,
-        )
-        trace.ids = [tokens.begin, *question]
+        tokens = self.manifest.tokens
+        trace.ids = [tokens.begin, *self._vocabulary.question(sample.question)]
         prompts = trace.boxes
         if sample.question == self.manifest.templates.caption_region:
             trace.region = found[0] if len(found) else sample.whole
             prompts = np.concatenate([prompts, trace.region[None]])
-        prompted = self.run("prompt_feature_extractor", **features, boxes=prompts)
-        visual = prompted["visual_tokens"]
-        rows = self._embeddings[trace.ids]
+        visual = self.run("prompt_feature_extractor", **features, boxes=prompts[None])["visual_tokens"][0]
+        rows = self._vocabulary.embed(trace.ids)
         if trace.region is not None:
             rows = np.concatenate([rows, visual[-1]])
             trace.ids += [-1] * visual.shape[1]
-        prefix = np.concatenate(
-            [self._embeddings[[tokens.begin]], visual[: len(trace.boxes)].reshape(-1, rows.shape[1])]
-        )
         trace.ids.append(tokens.newline)
+        prefix = visual[: len(trace.boxes)].reshape(-1, rows.shape[1])
         self._generate(
-            trace, np.concatenate([prefix, rows, self._embeddings[[tokens.newline]]])[None], len(prefix)
+            trace,
+            np.concatenate([self._vocabulary.embed([tokens.begin]), prefix]),
+            np.concatenate([rows, self._vocabulary.embed([tokens.newline])]),
         )
-        queries = (
-            [self.run("prompt_feature_extractor", **features, boxes=found)["object_queries"]]
-            if len(found)
-            else []
-        )
+        queries = []
+        if len(found):
+            queries.append(self.run("prompt_feature_extractor", **features, boxes=found[None])["object_queries"][0])
         if trace.groups:
             states = np.stack([trace.states[g : g + len(tokens.segments)] for g in trace.groups])
             queries.insert(0, self.run("token_fusion", hidden_states=states)["queries"])
@@ -208,29 +190,21 @@ class Exported:
             trace.masks, trace.presence = decoded["mask_logits"][0], decoded["presence"][0]
         return trace
 
-    def _generate(self, trace: Trace, embeds: np.ndarray, lead: int) -> None:
-        tokens, past, states, length = self.manifest.tokens, {}, [], 0
-        for value in self._sessions["language_model"].get_inputs():
-            if value.name.startswith("past"):
-                past[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    def _generate(self, trace: Trace, prefix: np.ndarray, question: np.ndarray) -> None:
+        tokens, states = self.manifest.tokens, []
+        base = tokens.segments[0]
+        step = self._decoder.read([question], self._decoder.read([prefix], None).past)
         while True:
-            count = embeds.shape[1]
-            length += count
-            out = self.run(
-                "language_model", inputs_embeds=embeds, position_ids=np.arange(length - count, length)[None],
-                attention_bias=np.zeros((1, 1, count, length), np.float32), asked=np.array([count - 1]), **past,
-            )  # fmt: skip
-            past = {name: out[name.replace("past_key_values", "present")] for name in past}
-            states.append(out["hidden_states"][0])
-            logits = np.concatenate([out["logits"][0, 0], states[-1][-1] @ self._output.T])
+            states.append(step.states[0])
+            logits = np.concatenate([step.logits[0], self._vocabulary.codebook_output @ states[-1][-1]])
             choice = int(logits.argmax())
             trace.choices.append((len(trace.ids) - 1, choice, logits))
             if choice == tokens.end or len(trace.choices) == MOST_TOKENS:
                 break
             fed = [choice]
-            if choice >= self._base:
-                fed = ([tokens.all] if choice > self._base else []) + list(tokens.segments)
+            if choice >= base:
+                fed = ([tokens.all] if choice > base else []) + list(tokens.segments)
                 trace.groups.append(len(trace.ids) + len(fed) - len(tokens.segments))
             trace.ids += fed
-            embeds = self._embeddings[fed][None]
-        trace.states = np.concatenate(states)[lead:]
+            step = self._decoder.read([self._vocabulary.embed(fed)], step.past)
+        trace.states = np.concatenate(states)

@@ -8,18 +8,25 @@ that one box more or less does not shift every later token; proposals are compar
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.cli import Parser
+from pixel_perception.errors import PerceptionError
 from pixel_perception.export.exported import Exported, Sample, Trace, read_samples
 from pixel_perception.geometry import STRIDE
+from pixel_perception.runtime.session import Backend
 
 GATES = {"hidden_cosine": 0.99, "mask_iou": 0.98, "token_agreement": 0.95}
 """Least value of each figure."""
+PROMPTS = 64
+"""Least number of different questions about real images that a bundle is judged by."""
 
 
 def reference(
@@ -55,21 +62,56 @@ def reference(
         return states.numpy(), logits.numpy(), masks, presence, proposals.numpy()
 
 
-def compare(model, bundle: Bundle, samples: Sequence[Sample]) -> dict:
-    """Figures of a bundle against the torch model (in fp32, in eval mode) that it came from.
+def compare(model, bundle: Bundle, samples: Sequence[Sample], backends: Sequence[Backend] | None = None) -> dict:
+    """Figures of a bundle against the torch model (in fp32, in eval mode) that it came from, as in `parity.json`.
 
-    {"backends": {"onnxruntime-cpu": {"hidden_cosine" and "hidden_cosine_min" at target tokens, "token_agreement" and
-    "kl" (nats) per choice, "mask_iou" (and "mask_iou_min") of targets that
-    either side calls present, "object_mask_iou" of proposals, "box_error_px"
-    of target masks and "proposal_error_px" in network pixels, "presence_error" as probability}}, "prompts", "targets"}.
-    A figure without a case is None.
+    {"backends": {name: figures of `measure`}, "prompts": different questions about images, "images": different images,
+    "targets": answered by the first backend, "precision": {graph: precision}}. `backends` defaults to all that this
+    machine has.
     """
-    exported = Exported(bundle)
-    size = model.config.codebook.size
+    backends = available() if backends is None else backends
+    figures = {backend.name: measure(model, bundle, backend, samples) for backend in backends}
+    return {
+        "backends": figures,
+        "prompts": len({(s.image.tobytes(), s.question) for s in samples}),
+        "images": len({s.image.tobytes() for s in samples}),
+        "targets": next(iter(figures.values()))["targets"],
+        "precision": {name: graph.precision for name, graph in bundle.manifest.graphs.items()},
+    }
+
+
+def available() -> list[Backend]:
+    """The runtime's backends that this machine can run; TensorRT builds its engines before it answers."""
+    from pixel_perception.runtime.cuda import cuda
+    from pixel_perception.runtime.onnxruntime import OnnxRuntime
+    from pixel_perception.runtime.tensorrt import TensorRt
+
+    found = [OnnxRuntime()]
+    try:
+        cuda()
+    except PerceptionError:
+        return found
+    for backend in (lambda: OnnxRuntime(provider="cuda"), TensorRt):
+        with suppress(PerceptionError):  # not installed, or built without CUDA
+            found.append(backend())
+    return found
+
+
+def measure(model, bundle: Bundle, backend: Backend, samples: Sequence[Sample]) -> dict:
+    """Figures of one backend.
+
+    {"hidden_cosine" and "hidden_cosine_min" at target tokens, "token_agreement" and "kl" (nats) per choice, "mask_iou"
+    (and "mask_iou_min") of targets that either side calls present, "object_mask_iou" of proposals, "box_error_px" of
+    target masks and "proposal_error_px" in network pixels, "presence_error" as probability, "targets"}. A figure
+    without a case is None.
+    """
+    exported = Exported(bundle, backend)
+    size, image = model.config.codebook.size, bundle.manifest.image
+    edges = [image.width, image.height, image.width, image.height]
     lists: dict[str, list[float]] = {
         key: [] for key in ("cosine", "agree", "kl", "iou", "object", "box", "proposal", "presence")
     }
-    for sample in samples:
+    for sample in tqdm(samples, desc=f"parity {backend.name}", unit="prompt", disable=None):
         trace = exported.answer(sample)
         states, logits, masks, presence, proposals = reference(model, sample, trace)
         for group in trace.groups:
@@ -78,7 +120,7 @@ def compare(model, bundle: Bundle, samples: Sequence[Sample]) -> dict:
             lists["agree"].append(float(wanted.argmax() == choice))
             lists["kl"].append(divergence(wanted, ours))
         for box in trace.found:
-            lists["proposal"].append(float(np.abs((proposals - box) * [384, 288, 384, 288]).max(1).min()))
+            lists["proposal"].append(float(np.abs((proposals - box) * edges).max(1).min()))
         if masks is None:
             continue
         for i, (theirs, ours) in enumerate(zip(masks > 0, trace.masks > 0, strict=True)):
@@ -99,20 +141,17 @@ def compare(model, bundle: Bundle, samples: Sequence[Sample]) -> dict:
     def least(key: str) -> float | None:
         return round(float(min(lists[key])), 5) if lists[key] else None
 
-    figures = {
+    return {
         "hidden_cosine": mean("cosine"), "hidden_cosine_min": least("cosine"), "token_agreement": mean("agree"), "kl": mean("kl"),
         "mask_iou": mean("iou"), "mask_iou_min": least("iou"), "object_mask_iou": mean("object"), "box_error_px": mean("box"),
-        "proposal_error_px": mean("proposal"), "presence_error": mean("presence"),
+        "proposal_error_px": mean("proposal"), "presence_error": mean("presence"), "targets": len(lists["presence"]),
     }  # fmt: skip
-    return {
-        "backends": {"onnxruntime-cpu": figures},
-        "prompts": len(samples),
-        "targets": len(lists["presence"]),
-    }
 
 
 def judge(figures: dict) -> str | None:
     """One sentence about the first gate that fails, or None."""
+    if not figures["backends"]:
+        return "parity: no backend was compared, expected at least one."
     for backend, values in figures["backends"].items():
         for name, least in GATES.items():
             if values[name] is None:
@@ -120,6 +159,13 @@ def judge(figures: dict) -> str | None:
             if values[name] < least:
                 return f"{backend}: {name} is {values[name]}, expected at least {least}."
     return None
+
+
+def scarce(figures: dict) -> str | None:
+    """One sentence where fewer prompts were compared than prove anything, or None."""
+    if figures["prompts"] >= PROMPTS:
+        return None
+    return f"prompts: {figures['prompts']} different questions about {figures['images']} images were compared, expected at least {PROMPTS}."
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -163,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", type=Path, default=Path("demo/recording"), help="folder of pictures"
     )
     parser.add_argument(
-        "--prompts", type=int, default=64, help="images and questions compared"
+        "--prompts", type=int, default=PROMPTS, help="images and questions compared"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     arguments = parser.parse_args(argv)
@@ -172,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bundle = Bundle.open(arguments.bundle)
     samples = read_samples(arguments.images, arguments.prompts)
     figures = compare(load_run(arguments.run), bundle, samples)
-    drift = judge(figures)
+    drift, few = judge(figures), scarce(figures)
+    if few:
+        print(few, file=sys.stderr)
     if arguments.json:
         print(json.dumps(figures))
     else:

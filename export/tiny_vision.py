@@ -116,13 +116,9 @@ def _proposals() -> onnx.ModelProto:
 def _prompt_features(hidden: int) -> onnx.ModelProto:
     """Three equal tokens with the colour at the centre of a box, and a query for what has that colour near there."""
     g = _Vision()
-    low, high = g.cut("boxes", 1, 0, 2), g.cut("boxes", 1, 2, 4)
-    centre = g.op("Mul", g.op("Add", low, high), np.float32(0.5))  # (R, 2) x, y
-    grid = g.op(
-        "Unsqueeze",
-        g.op("Sub", g.op("Mul", centre, np.float32(2)), np.float32(1)),
-        np.array([0, 1], np.int64),
-    )
+    low, high = g.cut("boxes", 2, 0, 2), g.cut("boxes", 2, 2, 4)
+    centre = g.op("Mul", g.op("Add", low, high), np.float32(0.5))  # (B, R, 2) x, y
+    grid = g.op("Unsqueeze", g.op("Sub", g.op("Mul", centre, np.float32(2)), np.float32(1)), np.array([1], np.int64))
     sampled = g.op(
         "GridSample",
         g.cut("features_8", 1, 0, 3),
@@ -130,35 +126,32 @@ def _prompt_features(hidden: int) -> onnx.ModelProto:
         mode="linear",
         padding_mode="border",
         align_corners=0,
-    )
-    colour = g.op("Transpose", g.reshape(sampled, 3, -1), perm=[1, 0])  # (R, 3)
+    )  # (B, 3, 1, R)
+    colour = g.op("Transpose", g.op("Squeeze", sampled, np.array([2], np.int64)), perm=[0, 2, 1])  # (B, R, 3)
     into = np.zeros((3, hidden), np.float32)
     into[range(3), range(COLOURS, COLOURS + 3)] = 1
     constant = np.eye(1, hidden, dtype=np.float32)
     token = g.op("Add", g.op("MatMul", colour, into), constant)
-    tokens = g.op("Tile", g.op("Unsqueeze", token, np.array([1], np.int64)), np.array([1, 3, 1], np.int64))
+    tokens = g.op("Tile", g.op("Unsqueeze", token, np.array([2], np.int64)), np.array([1, 1, 3, 1], np.int64))
     # Steepness 8 * (colour of a target - LEAST), plus -40 * (squared distance from the centre - 0.01).
     target = np.array([RED, YELLOW], np.float32)
     affinity = g.op("Softmax", g.op("Mul", g.op("MatMul", colour, target.T), np.float32(20)), axis=-1)
-    wanted = g.op("Mul", g.op("MatMul", affinity, target), np.float32(8))  # (R, 3)
-    squares = g.op("ReduceSum", g.op("Mul", centre, centre), np.array([1], np.int64), keepdims=1)
-    offset = g.op(
-        "Sub", np.array([[40 * 0.01 - 8 * LEAST]], np.float32), g.op("Mul", squares, np.float32(40))
-    )
-    quadratic = g.op("Add", g.op("Mul", centre, np.float32(0)), np.array([[-40, -40]], np.float32))
-    mask = g.op("Concat", wanted, offset, g.op("Mul", centre, np.float32(80)), quadratic, axis=1)  # (R, 8)
-    level1 = g.op("Pad", mask, np.array([0, 0, 0, DIM - 8], np.int64))
-    present = np.zeros((1, DIM), np.float32)
-    present[0, PRESENCE] = 8
+    wanted = g.op("Mul", g.op("MatMul", affinity, target), np.float32(8))  # (B, R, 3)
+    squares = g.op("ReduceSum", g.op("Mul", centre, centre), np.array([2], np.int64), keepdims=1)
+    offset = g.op("Sub", np.array([[[40 * 0.01 - 8 * LEAST]]], np.float32), g.op("Mul", squares, np.float32(40)))
+    quadratic = g.op("Add", g.op("Mul", centre, np.float32(0)), np.array([[[-40, -40]]], np.float32))
+    mask = g.op("Concat", wanted, offset, g.op("Mul", centre, np.float32(80)), quadratic, axis=2)  # (B, R, 8)
+    level1 = g.op("Pad", mask, np.array([0, 0, 0, 0, 0, DIM - 8], np.int64))
+    present = np.zeros((1, 1, DIM), np.float32)
+    present[0, 0, PRESENCE] = 8
     level0 = g.op("Add", g.op("Mul", level1, np.float32(0)), present)
-    axis = np.array([1], np.int64)
-    queries = g.op("Concat", g.op("Unsqueeze", level0, axis), g.op("Unsqueeze", level1, axis), axis=1)
-    features = tuple((name, kind, [1, *dims[1:]]) for name, kind, dims in FEATURES)
+    axis = np.array([2], np.int64)
+    queries = g.op("Concat", g.op("Unsqueeze", level0, axis), g.op("Unsqueeze", level1, axis), axis=2)
     outputs = {
-        "visual_tokens": (tokens, ["regions", 3, hidden]),
-        "object_queries": (queries, ["regions", 2, DIM]),
+        "visual_tokens": (tokens, ["batch", "regions", 3, hidden]),
+        "object_queries": (queries, ["batch", "regions", 2, DIM]),
     }
-    return g.model("prompt_feature_extractor", (*features, ("boxes", FLOAT, ["regions", 4])), outputs)
+    return g.model("prompt_feature_extractor", (*FEATURES, ("boxes", FLOAT, ["batch", "regions", 4])), outputs)
 
 
 def _token_fusion(hidden: int, done: int, absent: int) -> onnx.ModelProto:

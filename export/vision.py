@@ -8,6 +8,7 @@ with torch by `pixel_perception.export.parity`.
 from __future__ import annotations
 
 import logging
+import warnings
 
 import onnx
 import torch
@@ -42,8 +43,8 @@ class _PromptFeatures(nn.Module):
         self.extractor = model.prompt_features
 
     def forward(self, features_16: Tensor, features_8: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, queries, _ = self.extractor(Features(features_16, features_8, features_8), boxes[None])
-        return tokens[0], queries[0]
+        tokens, queries, _ = self.extractor(Features(features_16, features_8, features_8), boxes)
+        return tokens, queries
 
 
 class _TokenFusion(nn.Module):
@@ -85,8 +86,8 @@ def wrappers(
     h, w = image.height, image.width
     f16, f8 = torch.randn(2, dim, h // 16, w // 16), torch.randn(2, dim, h // 8, w // 8)
     mask = torch.randn(2, image.mask_channels, h // 4, w // 4)
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8]])
-    batch, alone = {0: "batch"}, {}
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.4, 0.5], [0.3, 0.3, 0.9, 0.8]]).expand(2, 3, 4)
+    batch = {0: "batch"}
     pyramid = {"features_16": f16, "features_8": f8}
     return {
         "image_encoder": (
@@ -95,8 +96,8 @@ def wrappers(
         ),
         "proposals": (_Proposals(model), pyramid, {"features_16": batch, "features_8": batch}, ("boxes", "scores")),
         "prompt_feature_extractor": (
-            _PromptFeatures(model), {"features_16": f16[:1], "features_8": f8[:1], "boxes": boxes},
-            {"features_16": alone, "features_8": alone, "boxes": {0: "regions"}}, ("visual_tokens", "object_queries"),
+            _PromptFeatures(model), pyramid | {"boxes": boxes.contiguous()},
+            {"features_16": batch, "features_8": batch, "boxes": {0: "batch", 1: "regions"}}, ("visual_tokens", "object_queries"),
         ),
         "token_fusion": (
             _TokenFusion(model), {"hidden_states": torch.randn(3, config.codebook.size, hidden)}, {"hidden_states": {0: "targets"}},
@@ -132,7 +133,8 @@ def _export(
     # The exporter turns a symbolic size into a constant when the example's size is 0 or 1; the examples use 2 and 3.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
     shapes = {key: dict.fromkeys(which, torch.export.Dim.DYNAMIC) or None for key, which in axes.items()}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, about torch
         program = torch.onnx.export(
             module.eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), output_names=list(outputs),
             opset_version=OPSET, optimize=True, verbose=False, external_data=False,

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from pixel_perception.errors import PerceptionError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's layout that this code reads and writes."""
 MANIFEST = "manifest.json"
+PARITY = "parity.json"
+"""How the bundle compares with the torch model that it came from, for each backend that was at hand."""
 GRAPHS = ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
           "language_model")  # fmt: skip
 """Graphs that a bundle must hold."""
-FILES = ("language.safetensors", "tokenizer.json")
+FILES = ("language.safetensors", "tokenizer.json", PARITY)
 """Other files that a bundle must hold."""
 
 
@@ -110,12 +112,14 @@ class Manifest:
     thresholds: Thresholds = field(default_factory=Thresholds)
     vocabulary: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
-    parity: dict = field(default_factory=dict)
+    accepted_drift: str = ""
+    """Which gate of parity failed and why that was accepted; empty where every gate passed."""
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """Text of `manifest.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """Text of `manifest.json`, sealed with a digest of its own contents."""
+        raw = dataclasses.asdict(self)
+        return json.dumps({**raw, "seal": _seal(raw)}, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str = MANIFEST) -> Manifest:
@@ -127,7 +131,11 @@ class Manifest:
         found = raw.get("format") if isinstance(raw, dict) else None
         if found != FORMAT:
             raise _bad(f"{where}: expected format {FORMAT}, found {found!r}; assemble the bundle again with this version.")
-        return _parse(Manifest, raw, where)
+        expected, found = raw.pop("seal", None), _seal(raw)
+        manifest = _parse(Manifest, raw, where)
+        if expected != found:
+            raise _bad(f"{where}: expected contents with SHA-256 {expected}, found {found}; the file is damaged or was edited.")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,18 @@ class Bundle:
 
         Raises PerceptionError INVALID_BUNDLE naming the file, what was expected of it and what was found.
         """
+        bundle = Bundle.listed(folder)
+        bundle.check()
+        for name, digest in bundle.digests.items():
+            verify_file(bundle.folder, name, digest)
+        return bundle
+
+    @staticmethod
+    def listed(folder: str | Path | None = None) -> Bundle:
+        """What a folder's manifest says, with nothing else looked at: to inspect a folder of parts, or a damaged bundle.
+
+        Raises PerceptionError INVALID_BUNDLE where the manifest itself is missing or damaged.
+        """
         folder = Path(folder) if folder is not None else default_folder()
         path = folder / MANIFEST
         if not path.is_file():
@@ -152,6 +172,11 @@ class Bundle:
                        "assemble the bundle with `pixel-perception assemble` or name its folder.")
         text = path.read_bytes()
         manifest = Manifest.from_json(text.decode("utf-8", "replace"), str(path))
+        return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+    def check(self) -> None:
+        """Does the manifest list all that perception needs? Raises PerceptionError INVALID_BUNDLE naming what is missing."""
+        manifest, path = self.manifest, self.folder / MANIFEST
         for name in GRAPHS:
             if name not in manifest.graphs:
                 raise _bad(f"{path}: expected the graph {name!r}, found only {', '.join(manifest.graphs) or 'none'}.")
@@ -161,10 +186,16 @@ class Bundle:
         if len(manifest.tokens.segments) != manifest.codebook.levels * manifest.codebook.tokens_per_level:
             raise _bad(f"{path}: expected tokens.segments to hold levels * tokens_per_level ids, "
                        f"found {len(manifest.tokens.segments)}.")
-        expected = {graph.file: graph.sha256 for graph in manifest.graphs.values()} | manifest.files
-        for name, digest in expected.items():
-            _verify(folder, name, digest)
-        return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that the manifest lists, by file name."""
+        return {graph.file: graph.sha256 for graph in self.manifest.graphs.values()} | self.manifest.files
+
+    @property
+    def parity(self) -> dict:
+        """What `parity.json` says; without backends where nothing was compared."""
+        return json.loads(self.file(PARITY).read_text(encoding="utf-8"))
 
     def graph(self, name: str) -> Path:
         """Path of a graph's ONNX file."""
@@ -206,7 +237,8 @@ def _bad(message: str) -> PerceptionError:
     return PerceptionError("INVALID_BUNDLE", message)
 
 
-def _verify(folder: Path, name: str, digest: str) -> None:
+def verify_file(folder: Path, name: str, digest: str) -> None:
+    """Raises PerceptionError INVALID_BUNDLE where a listed file is missing or has another digest."""
     path = folder / name
     # A manifest is data: a name must not lead out of the bundle's folder.
     if Path(name).name != name:
@@ -216,6 +248,11 @@ def _verify(folder: Path, name: str, digest: str) -> None:
     found = file_digest(path)
     if found != digest:
         raise _bad(f"{path}: expected SHA-256 {digest}, found {found}; the file is damaged or of another bundle.")
+
+
+def _seal(raw: dict) -> str:
+    """SHA-256 of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def _parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:

@@ -15,7 +15,8 @@ from typing import NoReturn
 COMMANDS = {
     "ask": ("pixel_perception.commands", "ask", "answer one instruction about one image"),
     "demo": ("pixel_perception.demo.run", "main", "camera, node and client as ROS 2 processes; pictures in a folder"),
-    "inspect": ("pixel_perception.commands", "inspect", "show what a bundle holds, and verify it"),
+    "inspect": ("pixel_perception.bundle_commands", "inspect", "show what a bundle holds, and verify it"),
+    "bundle": ("pixel_perception.bundle_commands", "bundle", "verify a bundle that came from elsewhere"),
     "assemble": ("pixel_perception.commands", "assemble", "put a bundle together from base weights and trained parts"),
     "evaluate": ("pixel_perception.evaluation.command", "main", "score a model on simulated scenes, photographs or data sets"),
     "bench": ("pixel_perception.benchmark.command", "main", "measure speed and memory beside what they are compared with"),

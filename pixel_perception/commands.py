@@ -1,4 +1,4 @@
-"""The short sub-commands: ask, inspect, assemble, simulate. The longer ones live beside what they run."""
+"""The short sub-commands: ask, assemble, simulate. The longer ones live beside what they run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def ask(argv: Sequence[str]) -> int:
 
     from pixel_perception.perception import Perception
 
-    result = Perception.open(arguments.bundle, backend=arguments.backend, threads=arguments.threads).ask(image, query)
+    perception = Perception.open(arguments.bundle, backend=arguments.backend, threads=arguments.threads)
+    if perception.info.accepted_drift:
+        print(f"pixel-perception: this bundle differs from its training: {perception.info.accepted_drift}", file=sys.stderr)
+    result = perception.ask(image, query)
     if arguments.overlay:
         from PIL import Image
 
@@ -138,36 +141,6 @@ def describe(result: Result) -> str:
     lines.append(f"  {1000 * t.total:.0f} ms: image {1000 * t.encode:.0f}, prefix {1000 * t.prefix:.0f}, "
                  f"language {1000 * t.language:.0f}, pixels {1000 * t.pixels:.0f}; first mask after {1000 * t.first_mask:.0f}")  # fmt: skip
     return "\n".join(lines)
-
-
-def inspect(argv: Sequence[str]) -> int:
-    """`pixel-perception inspect`."""
-    parser = Parser("pixel-perception inspect", description="Verify every file of a bundle and show what its manifest says.")
-    parser.add_argument("bundle", nargs="?", help="bundle; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
-    parser.add_argument("--json", action="store_true", help="print the manifest itself")
-    arguments = parser.parse_args(argv)
-
-    from pixel_perception.bundle import Bundle
-
-    bundle = Bundle.open(arguments.bundle)
-    manifest = bundle.manifest
-    if arguments.json:
-        print(manifest.to_json(), end="")
-        return 0
-    files = [*(graph.file for graph in manifest.graphs.values()), *manifest.files]
-    sizes = {name: (bundle.folder / name).stat().st_size for name in files}
-    print(f"{manifest.name} {manifest.version} ({manifest.licence})\n{bundle.folder}\nsha256 {bundle.digest}\n"
-          f"{sum(sizes.values()) / 1e6:.1f} MB, every digest matches\ntasks: {', '.join(manifest.tasks)}\n"
-          f"image {manifest.image.width}x{manifest.image.height}, context {manifest.context} tokens, "
-          f"presence threshold {manifest.thresholds.presence}\n")  # fmt: skip
-    for name, graph in manifest.graphs.items():
-        print(f"  {name:<26}{sizes[graph.file] / 1e6:>8.1f} MB  {graph.precision:<8} opset {graph.opset}")
-    for name in manifest.files:
-        print(f"  {name:<26}{sizes[name] / 1e6:>8.1f} MB")
-    for title, values in (("parity", manifest.parity), ("provenance", manifest.provenance)):
-        if values:
-            print(f"\n{title}: {json.dumps(values, indent=1)}")
-    return 0
 
 
 def assemble(argv: Sequence[str]) -> int:

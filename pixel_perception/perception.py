@@ -58,6 +58,8 @@ class ModelInfo:
     """Of the language model; vision is fp32."""
     memory: int
     """Bytes of weights held."""
+    accepted_drift: str = ""
+    """Where the bundle is known to differ from its training, and why that was accepted."""
 
 
 class Perception:
@@ -73,7 +75,7 @@ class Perception:
         sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
         self._info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
                                bundle.manifest.tasks, backend.name, backend.threads, bundle.manifest.graphs["language_model"].precision,
-                               sizes)  # fmt: skip
+                               sizes, bundle.manifest.accepted_drift)  # fmt: skip
 
     @property
     def info(self) -> ModelInfo:

@@ -1,11 +1,12 @@
 import dataclasses
 import hashlib
 import json
+import random
 import shutil
 
 import pytest
 
-from pixel_perception.bundle import MANIFEST, Bundle, Manifest, default_folder, file_digest, write_manifest
+from pixel_perception.bundle import FILES, GRAPHS, MANIFEST, Bundle, Manifest, default_folder, file_digest, write_manifest
 from pixel_perception.errors import CODES, PerceptionError
 from pixel_perception.export.tiny import write_tiny_bundle
 
@@ -29,10 +30,11 @@ def _refused(folder):
 
 
 def _change(folder, **values):
+    """Edit the manifest and seal it again, as somebody would who writes bundles with other tools."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest.update(values)
-    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+    manifest = json.loads(path.read_text()) | values
+    manifest = {k: v for k, v in manifest.items() if v is not None and k != "seal"}
+    path.write_text(json.dumps(manifest | {"seal": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}))
 
 
 def test_opens_and_knows_its_digest(whole, copy):
@@ -58,21 +60,48 @@ def test_missing_file(copy, name):
     assert str(copy / name) in message and digest in message
 
 
-@pytest.mark.parametrize("name", ["image_encoder.onnx", "language_model.onnx", "tokenizer.json", "language.safetensors"])
+def _flip(path, place=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*(f"{graph}.onnx" for graph in GRAPHS), *FILES])
 def test_flipped_byte(copy, name):
     before = file_digest(copy / name)
-    data = bytearray((copy / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (copy / name).write_bytes(data)
+    _flip(copy / name)
     message = _refused(copy)
     assert str(copy / name) in message and before in message and file_digest(copy / name) in message
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_flipped_byte_in_the_manifest(copy):
+    text = (copy / MANIFEST).read_bytes()
+    for place in random.Random(0).sample(range(len(text) - 1), 200):
+        _flip(copy / MANIFEST, place)
+        assert MANIFEST in _refused(copy)
+        (copy / MANIFEST).write_bytes(text)
+
+
+@pytest.mark.parametrize("name", ["image_encoder.onnx", "language.safetensors", "parity.json"])
+def test_truncated_download(copy, name):
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[: len(data) // 3])
+    assert str(copy / name) in _refused(copy)
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_unknown_format_version(copy, version):
     _change(copy, format=version)
     message = _refused(copy)
-    assert "format 1" in message and repr(version) in message
+    assert "format 2" in message and repr(version) in message
+
+
+def test_edited_manifest(copy):
+    text = (copy / MANIFEST).read_text()
+    (copy / MANIFEST).write_text(text.replace('"presence": 0.5', '"presence": 0.6'))
+    assert "expected contents with SHA-256" in _refused(copy)
+    (copy / MANIFEST).write_text(json.dumps(json.loads(text)))  # laid out anew, and otherwise the same
+    Bundle.open(copy)
 
 
 @pytest.mark.parametrize(
@@ -83,17 +112,18 @@ def test_unknown_format_version(copy, version):
         ({"surprise": 1}, "surprise"),
         ({"graphs": {}}, "image_encoder"),
         ({"files": {}}, "language.safetensors"),
+        ({"files": {"language.safetensors": "0", "tokenizer.json": "0"}}, "parity.json"),
         ({"tokens": {"segments": [1, "two"]}}, "segments[1]"),
         ({"tokens": {"segments": [1, 2]}}, "tokens.segments"),
         ({"context": True}, "context"),
         ({"image": {"width": 384.5}}, "width"),
-        ({"files": {"language.safetensors": "0", "tokenizer.json": "0", "../secret": "0"}}, "../secret"),
+        ({"files": {"language.safetensors": "0", "tokenizer.json": "0", "parity.json": "0", "../secret": "0"}}, "../secret"),
     ],
 )
 def test_manifest_that_is_not_as_expected(copy, change, named):
     _change(copy, **change)
     if "../secret" in json.dumps(change):
-        _change(copy, files={n: file_digest(copy / n) for n in ("language.safetensors", "tokenizer.json")} | {"../secret": "0"})
+        _change(copy, files={n: file_digest(copy / n) for n in FILES} | {"../secret": "0"})
     assert named in _refused(copy)
 
 

@@ -13,7 +13,7 @@ from pixel_perception.commands import split_seeds
 from pixel_perception.errors import PerceptionError
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "mujoco", "rclpy", "scipy", "numpy")
-OWN = ("ask", "inspect", "assemble", "evaluate", "simulate", "demo", "record")
+OWN = ("ask", "inspect", "bundle", "assemble", "evaluate", "simulate", "demo", "record")
 
 
 def refusal(capsys, *arguments: str) -> str:

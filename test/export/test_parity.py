@@ -17,6 +17,7 @@ from pixel_perception.export.bundle import TRAINED, assemble, trained_state, wri
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.language import Language
+from pixel_perception.runtime.onnxruntime import OnnxRuntime
 from pixel_perception.training.base import load_language_model
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_parts_hold_every_trained_tensor(model, parts):
 
 
 def test_vision_graphs_equal_torch(model, bundle, samples):
-    exported = parity.Exported(bundle)
+    exported = parity.Exported(bundle, OnnxRuntime())
     frames = np.stack([s.image for s in samples[:2]])
     with torch.inference_mode():
         features = model.image_encoder(torch.from_numpy(frames))
@@ -69,20 +70,18 @@ def test_vision_graphs_equal_torch(model, bundle, samples):
     for name, wanted in zip(("features_16", "features_8", "mask_features"), features, strict=True):
         difference = np.abs(maps[name] - wanted.numpy()).max()
         assert difference < 0.02 * wanted.abs().max()
-    boxes = np.array([[0, 0, 1, 1], [0.2, 0.3, 0.5, 0.6], [0.7, 0.1, 1, 0.4]], np.float32)
-    for row in range(2):
-        one = {name: maps[name][row : row + 1] for name in ("features_16", "features_8")}
-        prompted = exported.run("prompt_feature_extractor", **one, boxes=boxes)
-        with torch.inference_mode():
-            mine = type(features)(*(f[row : row + 1] for f in features))
-            tokens, queries, _ = model.prompt_features(mine, torch.from_numpy(boxes)[None])
-        assert parity.cosine(prompted["visual_tokens"], tokens[0].numpy()).min() > 0.999
-        assert parity.cosine(prompted["object_queries"], queries[0].numpy()).min() > 0.999
+    boxes = np.random.default_rng(0).uniform(0, 0.5, (2, 3, 4)).astype(np.float32)
+    boxes[..., 2:] += 0.5
+    prompted = exported.run("prompt_feature_extractor", features_16=maps["features_16"], features_8=maps["features_8"], boxes=boxes)
+    with torch.inference_mode():
+        tokens, queries, _ = model.prompt_features(features, torch.from_numpy(boxes))
+    assert parity.cosine(prompted["visual_tokens"], tokens.numpy()).min() > 0.999
+    assert parity.cosine(prompted["object_queries"], queries.numpy()).min() > 0.999
 
 
 def test_language_agrees_with_torch(model, bundle, samples):
     """Greedy choices of the int8 graph, token by token with a cache, against torch reading them in one pass."""
-    exported, choices = parity.Exported(bundle), []
+    exported, choices = parity.Exported(bundle, OnnxRuntime()), []
     for sample in samples[:4]:
         trace = exported.answer(sample)
         states, logits, *_ = parity.reference(model, sample, trace)
@@ -97,7 +96,8 @@ def test_shipped_weights_pass_every_gate(model, tmp_path):
     # Enough questions that the guesses about photographs, which training never saw, do not decide alone.
     figures = parity.compare(model, shipped, parity.read_samples(IMAGES, 32))
     assert parity.judge(figures) is None, figures
-    assert parity.judge(shipped.manifest.parity) is None
+    assert parity.judge(shipped.parity) is None and parity.scarce(shipped.parity) is None
+    assert shipped.parity["precision"] == figures["precision"] and not shipped.manifest.accepted_drift
 
 
 def figures(**changes):
@@ -112,11 +112,17 @@ def figures(**changes):
         ({"hidden_cosine": 0.98}, "onnxruntime-cpu: hidden_cosine is 0.98, expected at least 0.99."),
         ({"mask_iou": 0.9}, "onnxruntime-cpu: mask_iou is 0.9, expected at least 0.98."),
         ({"mask_iou": None}, "could not be measured"),
+        (None, "no backend was compared"),
     ],
 )
 def test_gates(changes, sentence):
-    verdict = parity.judge(figures(**changes))
+    verdict = parity.judge({"backends": {}} if changes is None else figures(**changes))
     assert verdict is None if sentence is None else sentence in verdict
+
+
+def test_few_prompts_are_told():
+    assert parity.scarce({"prompts": 64, "images": 15}) is None
+    assert "12 different questions about 3 images were compared, expected at least 64" in parity.scarce({"prompts": 12, "images": 3})
 
 
 def test_divergence_by_hand():

@@ -56,7 +56,7 @@ class Reader:
     def prompt(self, image, question):
         maps = self.run("image_encoder", image=image[None])
         features = {name: maps[name] for name in ("features_16", "features_8")}
-        boxes = np.array([[0, 0, 1, 1]], np.float32)
+        boxes = np.array([[[0, 0, 1, 1]]], np.float32)
         visual = self.run("prompt_feature_extractor", **features, boxes=boxes)["visual_tokens"].reshape(
             -1, self.embeddings.shape[1]
         )
@@ -105,6 +105,10 @@ def image():
     ):
         scene[y0:y1, x0:x1] = colour
     return scene
+
+
+def pyramid(maps):
+    return {name: maps[name] for name in ("features_16", "features_8")}
 
 
 def cells(*boxes):
@@ -157,9 +161,7 @@ def test_proposals_find_each_object(reader, image):
     found = reader.run("proposals", **features)
     assert (np.diff(found["scores"][0]) <= 0).all()
     assert (found["scores"][0] > reader.bundle.manifest.thresholds.proposal).sum() == 3
-    queries = reader.run("prompt_feature_extractor", **features, boxes=found["boxes"][0, :3])[
-        "object_queries"
-    ]
+    queries = reader.run("prompt_feature_extractor", **features, boxes=found["boxes"][:, :3])["object_queries"][0]
     masks = reader.run("pixel_decoder", **maps, queries=queries[None])["mask_logits"][0] > 0
     for box in (BANANA, *REDS):
         assert max(iou(mask, cells(box)) for mask in masks) > 0.6
@@ -174,6 +176,12 @@ def test_batch_of_cameras(reader, image):
     expected = reader.run("pixel_decoder", **alone, queries=queries[1:])["mask_logits"]
     assert masks.shape == (2, 3, 72, 96)
     np.testing.assert_allclose(masks[1], expected[0], rtol=1e-4, atol=1e-4)
+    boxes = np.random.default_rng(0).uniform(0, 1, (2, 3, 4)).astype(np.float32)
+    for name in ("visual_tokens", "object_queries"):
+        tokens = reader.run("prompt_feature_extractor", **pyramid(both), boxes=boxes)[name]
+        expected = reader.run("prompt_feature_extractor", **pyramid(alone), boxes=boxes[1:])[name]
+        assert tokens.shape[:2] == (2, 3)
+        np.testing.assert_allclose(tokens[1], expected[0], rtol=1e-4, atol=1e-4)
 
 
 def test_writes_the_same_bundle_twice(reader, tmp_path):
