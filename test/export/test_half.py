@@ -53,8 +53,9 @@ def see(models, picture):
     maps = run(models, "image_encoder", image=letterbox.image(picture)[None])
     boxes = np.array([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.8, 0.9], [0, 0, 1, 1]], np.float32)
     proposed = run(models, "proposals", **maps)
-    prompted = run(models, "prompt_feature_extractor", **maps, boxes=np.concatenate([boxes, EXACT.setdefault("b", proposed["boxes"][0])]))
-    decoded = run(models, "pixel_decoder", **maps, queries=prompted["object_queries"][None])
+    boxes = np.concatenate([boxes, EXACT.setdefault("b", proposed["boxes"][0])])
+    prompted = run(models, "prompt_feature_extractor", **maps, boxes=boxes[None])
+    decoded = run(models, "pixel_decoder", **maps, queries=prompted["object_queries"])
     return proposed, prompted["visual_tokens"], decoded
 
 

@@ -14,6 +14,7 @@ from pixel_perception.bundle import MANIFEST
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import command, parity
 from pixel_perception.export.bundle import TRAINED, assemble, trained_state, write_parts
+from pixel_perception.export.exported import QUESTIONS
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.language import Language
@@ -93,8 +94,9 @@ def test_language_agrees_with_torch(model, bundle, samples):
 @pytest.mark.skipif(not HAVE_WEIGHTS, reason="no trained parts in weights/compact")
 def test_shipped_weights_pass_every_gate(model, tmp_path):
     shipped = assemble(SHIPPED, tmp_path / "compact")
-    # Enough questions that the guesses about photographs, which training never saw, do not decide alone.
-    figures = parity.compare(model, shipped, parity.read_samples(IMAGES, 32))
+    # With so few questions, guesses about photographs, which training never saw, would decide alone.
+    samples = [s for s in parity.read_samples(IMAGES, 32) if s.question not in QUESTIONS]
+    figures = parity.compare(model, shipped, samples)
     assert parity.judge(figures) is None, figures
     assert parity.judge(shipped.parity) is None and parity.scarce(shipped.parity) is None
     assert shipped.parity["precision"] == figures["precision"] and not shipped.manifest.accepted_drift
