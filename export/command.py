@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prompts",
         type=int,
-        default=64,
-        help="images and questions compared; fewer than 64 prove nothing",
+        default=192,
+        help="images and questions compared; fewer than 64 different ones prove nothing",
     )
     parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model")
     parser.add_argument(
