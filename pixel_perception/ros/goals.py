@@ -13,18 +13,24 @@ from contextlib import suppress
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
+from sensor_msgs.msg import Image
 
 from pixel_perception.action import Perceive
 from pixel_perception.errors import PerceptionError
 from pixel_perception.msg import Perception
 from pixel_perception.ros import messages
 from pixel_perception.ros.answers import Answer, Frame, Job, Token, stamp_ns
-from pixel_perception.ros.outputs import GONE
 from pixel_perception.ros.parameters import Settings
 from pixel_perception.ros.workers import Workers
 from pixel_perception.types import Partial
+
+GONE = (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle)
+"""What publishing raises once the context or the publisher is gone; rclpy exports neither by a public name."""
+RESULT_KEPT = 10
+"""Seconds for which a result can be asked for once its goal has ended, as in rcl; rclpy's own 900 hold every mask and image."""
 
 
 class Goal:
@@ -85,7 +91,7 @@ class PerceiveServer:
         self._count = 0
         self._server = ActionServer(
             node, Perceive, "~/perceive", self._execute,
-            goal_callback=lambda _: GoalResponse.ACCEPT, cancel_callback=self._on_cancel,
+            goal_callback=lambda _: GoalResponse.ACCEPT, cancel_callback=self._on_cancel, result_timeout=RESULT_KEPT,
         )  # fmt: skip
 
     def destroy(self) -> None:
@@ -136,6 +142,7 @@ class PerceiveServer:
             raise PerceptionError("INVALID_QUERY", f"timeout and not_before: expected 0 or more, found {timeout:g} s "
                                                    f"and {request.not_before.sec} s.")  # fmt: skip
         given = request.image if request.image.width or request.image.height or request.image.encoding else None
+        request.image = Image()  # rclpy keeps requests as long as results
         return Job(
             query, request.camera if given is not None else self._choose_camera(request.camera),
             Token(goal.accepted + timeout), given, stamp_ns(request.not_before), request.target_frame, goal.accepted,

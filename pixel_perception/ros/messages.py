@@ -26,6 +26,8 @@ from pixel_perception.msg import (
 from pixel_perception.ros.answers import Answer
 
 TASKS = {getattr(Query, task.value): task for task in pp.Task}
+LONGEST_NS = (1 << 31) * 1_000_000_000 - 1
+"""Of a Duration, whose seconds are an int32."""
 ANY_SIZE = 1 << 24
 """Pixels of an image that every sensible box fits into: checks what can be checked before there is an image."""
 
@@ -58,8 +60,8 @@ def query_from_msg(msg: Query, new_id: str, max_new_tokens: int, score_threshold
 
 
 def duration(seconds: float) -> Duration:
-    """Seconds as a Duration, not below 0."""
-    nanoseconds = max(0, round(seconds * 1e9))
+    """Seconds as a Duration, from 0 to the longest that there is."""
+    nanoseconds = min(max(0, round(seconds * 1e9)), LONGEST_NS)
     return Duration(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)
 
 

@@ -216,7 +216,7 @@ class PerceptionNode(LifecycleNode):
             msg.max_instances = settings.max_instances
         query = messages.query_from_msg(msg, new_id, settings.max_new_tokens, settings.score_threshold)
         cameras = (self._choose_camera(camera),) if camera else tuple(self._cameras)
-        return StandingQuery(Job(query, cameras[0], token), cameras)
+        return StandingQuery(Job(query, cameras[0], token), cameras, anonymous=not msg.id)
 
     async def _on_set_query(self, request: SetQuery.Request, response: SetQuery.Response) -> SetQuery.Response:
         self._count += 1

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rclpy.clock import Clock
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.time import Time
 from sensor_msgs.msg import Image
 
 from pixel_perception.errors import PerceptionError
@@ -24,9 +23,6 @@ from pixel_perception.ros.inputs import CameraInput
 from pixel_perception.ros.overlay import overlay
 from pixel_perception.ros.parameters import Settings
 from pixel_perception.ros.transforms import Transforms, moved
-
-GONE = (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle)
-"""What publishing raises once the context or the publisher is gone; rclpy exports neither by a public name."""
 
 
 class Outputs:
@@ -55,14 +51,16 @@ class Outputs:
         started = time.monotonic()
         msg = messages.answer_to_msg(answer)
         msg.info.backend = self._backend()
-        if answer.result is not None and answer.result.instances:
-            answer = self._place(answer, msg)
         try:
+            if answer.result is not None and answer.result.instances:
+                answer = self._place(answer, msg)
             self._send(answer, msg, started)
-        except GONE:
-            # The context is gone: the process is on its way out, and its threads learn of it last.
+        except Exception as error:  # whatever it is, somebody may wait for the answer
+            # Without a context the process is on its way out, and its threads learn of it last.
             if self._node.context.ok():
-                raise
+                self._node.get_logger().error(f"Could not publish an answer:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
+                answer = replace(answer, error=answer.error or PerceptionError("INTERNAL", f"{type(error).__name__}: {error}"))
+                messages.set_error(msg, answer.error)
         if answer.error is not None and answer.error.code != "NOTHING_FOUND":
             self._node.get_logger().warning(f"{answer.query_id}: {answer.error}", throttle_duration_sec=1.0)
         return answer, msg
@@ -71,8 +69,8 @@ class Outputs:
         labels, drawn = self._pictures(answer)
         msg.info.postprocess = messages.duration(time.monotonic() - started)
         if answer.frame is not None:
-            age = self._clock.now() - Time.from_msg(msg.header.stamp, clock_type=self._clock.clock_type)
-            msg.info.image_age = messages.duration(age.nanoseconds * 1e-9)
+            # Not by rclpy's Time, which refuses the negative stamps that broken drivers send.
+            msg.info.image_age = messages.duration((self._clock.now().nanoseconds - answer.frame.stamp_ns) * 1e-9)
         self._perception.publish(msg)
         if labels is not None:
             self._labels[answer.camera].publish(labels)

@@ -80,10 +80,24 @@ class StandingQuery:
     cameras: tuple[str, ...]
     answers_once: bool = False
     """Somebody waits for the first answer (the service): any error then ends it."""
+    anonymous: bool = False
+    """Its id was made by the node."""
     views: dict[str, View] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.views = {camera: View() for camera in self.cameras}
+
+    def repeated_by(self, other: StandingQuery) -> bool:
+        """True when `other` asks the same of the same cameras and nobody waits for its answer."""
+        if other.answers_once or self.cameras != other.cameras:
+            return False
+        ours, theirs = self.job.query, other.job.query
+        return replace(ours, id=theirs.id) == theirs and (other.anonymous or ours.id == theirs.id)
+
+    def look_again(self) -> None:
+        """Let language look again as soon as `reground_min_interval` allows."""
+        for view in self.views.values():
+            view.lost = True
 
     def due(self, settings: Settings) -> list[tuple[float, str]]:
         """(time, camera) of the next run of language for each camera, earliest first."""

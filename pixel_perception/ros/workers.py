@@ -45,6 +45,10 @@ class Workers:
         self._running: Job | None = None
         self._candidate: StandingQuery | None = None
         self._standing: StandingQuery | None = None
+        self._first_look: StandingQuery | None = None
+        """The candidate that language works on, even when a newer one has taken its place."""
+        self._interrupted = False
+        """A first look has been given up for a newer candidate since one was last brought to its end."""
         self._looking_again: Token | None = None
         self._threads = [threading.Thread(target=self._guard, args=(step,), name=name, daemon=True)
                          for name, step in (("language", self._language_step), ("pixels", self._pixel_step))]  # fmt: skip
@@ -58,18 +62,15 @@ class Workers:
         """End all jobs and both threads; False when one of them did not end within `deadline` seconds."""
         with self._changed:
             self._stopped = True
-            jobs = [self._waiting, self._running, *(s.job for s in (self._candidate, self._standing) if s)]
-            never_begun = [self._waiting, self._candidate.job if self._candidate else None]
-            self._waiting = self._candidate = self._standing = None
-            self._changed.notify_all()
-        for job in jobs:
-            if job is not None:
+            unanswered = self._forget("deactivated")
+            for job in filter(None, (self._waiting, self._running)):
                 job.token.cancel("deactivated")
-        for job in never_begun:
-            if job is not None:
-                self._end(job)
-        if self._looking_again is not None:
-            self._looking_again.cancel("deactivated")
+            if self._waiting is not None:
+                unanswered.append(self._waiting)
+            self._waiting = None
+            self._changed.notify_all()
+        for job in unanswered:
+            self._end(job)
         end = time.monotonic() + deadline
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -89,9 +90,21 @@ class Workers:
             self._end(replaced)
 
     def stand(self, standing: StandingQuery) -> None:
-        """Put a standing query in the old one's place as soon as language has run for it once. Returns at once."""
+        """Put a standing query in the old one's place as soon as language has run for it once. Returns at once.
+
+        Saying the same again changes nothing but that language looks again soon: ids and tracks stay. Queries that come faster
+        than language runs do not keep it from ever coming to an end: of two first looks in a row one is not given up.
+        """
         with self._changed:
+            current = self._candidate or self._standing
+            if current is not None and current.repeated_by(standing):
+                current.look_again()
+                self._changed.notify_all()
+                return
             replaced, self._candidate = self._candidate, standing
+            if replaced is not None and replaced is self._first_look:
+                replaced = None if self._interrupted else replaced
+                self._interrupted, self._first_look = True, self._first_look if replaced is None else None
             if replaced is not None:
                 replaced.job.token.cancel("preempted")
             if self._looking_again is not None:
@@ -103,10 +116,19 @@ class Workers:
     def clear(self) -> None:
         """Forget the standing query, and the one that was to take its place."""
         with self._changed:
-            replaced, self._candidate, self._standing = self._candidate, None, None
-        if replaced is not None:
-            replaced.job.token.cancel("preempted")
-            self._end(replaced.job)
+            unanswered = self._forget("preempted")
+        for job in unanswered:
+            self._end(job)
+
+    def _forget(self, reason: str) -> list[Job]:
+        """Drop all standing queries; returns the jobs that have not been answered yet."""
+        unanswered = [standing.job for standing in dict.fromkeys((self._candidate, self._first_look)) if standing]
+        for standing in filter(None, (self._candidate, self._first_look, self._standing)):
+            standing.job.token.cancel(reason)
+        if self._looking_again is not None:
+            self._looking_again.cancel(reason)
+        self._candidate = self._standing = self._first_look = None
+        return unanswered
 
     def wake(self) -> None:
         """Let both threads look around: a token was cancelled."""
@@ -181,6 +203,7 @@ class Workers:
                 first = not standing.views[camera].grounded or standing.views[camera].failed
                 token = standing.job.token if first else Token()
                 self._looking_again = None if first else token
+                self._first_look = standing if standing is self._candidate else None
                 return partial(self._ground, standing, camera, frame, token), 0.0
         if standing.job.token.deadline is not None and standing is self._candidate:
             patience = min(patience, max(0.0, standing.job.token.deadline - now))
@@ -194,7 +217,8 @@ class Workers:
         with self._outlet:
             with self._changed:
                 self._looking_again = None
-                if standing not in (self._candidate, self._standing) or token.reason in ("preempted", "deactivated"):
+                wanted = standing in (self._candidate, self._standing, self._first_look)
+                if not wanted or token.reason in ("preempted", "deactivated"):
                     return  # nobody wants it any more, or a goal came between and it is still due
                 answer, decided = self._adopt(standing, view, answer)
                 stale = view.seen > frame.number
@@ -207,13 +231,16 @@ class Workers:
             job.on_done(answer, message)
 
     def _adopt(self, standing: StandingQuery, view: View, answer: Answer) -> tuple[Answer, bool]:
-        """Let a view have what language found; True when that decided about a candidate."""
+        """Let a view have what language found; True when that decided about a first look."""
         view.grounded = time.monotonic()
         view.failed = answer.error is not None and answer.error.code != "NOTHING_FOUND"
-        hopeless = view.failed and (standing.answers_once or answer.error.code == "INVALID_QUERY")
-        decided = standing is self._candidate and (hopeless or not view.failed)
+        last_try = standing is not self._candidate or standing.answers_once
+        decided = standing in (self._candidate, self._first_look) and (
+            not view.failed or last_try or answer.error.code == "INVALID_QUERY")  # fmt: skip
+        self._first_look = None
         if decided:
-            self._candidate = None
+            self._candidate = None if standing is self._candidate else self._candidate
+            self._interrupted = False
         if not view.failed:
             answer = replace(answer, result=view.ground(answer.result))
             self._standing = standing

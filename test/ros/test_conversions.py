@@ -16,12 +16,13 @@ from std_msgs.msg import Header
 
 from pixel_perception.errors import CODES, PerceptionError
 from pixel_perception.ros import messages, parameters
+from pixel_perception.ros.answers import Job, Token
 from pixel_perception.ros.conversions import fill, image_to_rgb, rgb_to_image
 from pixel_perception.ros.depth import Intrinsics, depth_in_metres, surface
 from pixel_perception.ros.mailbox import Mailbox
-from pixel_perception.ros.standing import View, fallen
+from pixel_perception.ros.standing import StandingQuery, View, fallen
 from pixel_perception.ros.transforms import moved, pose_matrix
-from pixel_perception.types import Instance, Mask, Target
+from pixel_perception.types import Instance, Mask, Query, Target
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2, None), "bgra8": (2, 1, 0, None), "8UC3": (2, 1, 0)}
@@ -188,6 +189,21 @@ def test_language_is_due_at_first_then_by_period_by_loss_and_after_failure():
     assert view.due(calm) == now + 1
     view.failed = True
     assert view.due(calm) == now + 1.0
+
+
+def test_a_query_that_is_said_again_is_due_again_unless_somebody_waits_for_it():
+    def asked(text="the mug", name="query-1", **more):
+        return StandingQuery(Job(Query(text, id=name), "", Token()), ("",), **more)
+
+    first = asked()
+    assert first.repeated_by(asked(name="query-2", anonymous=True)) and first.repeated_by(asked())
+    assert not first.repeated_by(asked(name="mine")) and not first.repeated_by(asked("the mugs", anonymous=True))
+    assert not first.repeated_by(asked(name="query-2", anonymous=True, answers_once=True))
+    calm = some_settings(reground_period=0.0, reground_min_interval=1.0)
+    first.views[""].grounded = 1000.0
+    assert first.due(calm) == [(float("inf"), "")]
+    first.look_again()
+    assert first.due(calm) == [(1001.0, "")]
 
 
 def test_a_score_has_fallen_below_a_part_of_what_it_was():

@@ -14,6 +14,7 @@ from pixel_perception.action import Perceive
 from pixel_perception.msg import GroundedBox, Query
 from pixel_perception.ros.conversions import fill, rgb_to_image
 from pixel_perception.ros.messages import mask_from_msg
+from pixel_perception.srv import GetModelInfo
 
 ENDLESS = {"text": "mugs forever", "max_new_tokens": 900}
 
@@ -177,6 +178,31 @@ def test_image_of_the_goal_is_used(running):
     mask = mask_from_msg(answer.instances[0].mask).full(320, 240)
     assert mask[60:140, 210:290].mean() > 0.9 and mask.sum() < 1.3 * 100 * 100
     assert not answer.instances[0].has_centroid and "depth" in answer.instances[0].centroid_error
+
+
+def test_images_of_goals_do_not_stay_in_memory(running):
+    def memory() -> int:
+        return running.call(GetModelInfo, "get_model_info", GetModelInfo.Request()).resident_bytes
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            goal = running.ask("the mug", image=image(width=1024, height=1024))
+            assert goal.result.error_code == Perceive.Goal.NOTHING_FOUND, goal.result.error_msg
+
+    ask(3)
+    before = memory()
+    ask(16)
+    grown = memory() - before
+    assert grown < 25e6, f"16 images of 3.1 MB were answered, and {grown / 1e6:.0f} MB of memory did not come back"
+
+
+@pytest.mark.parametrize("sec", [-(2**31), -1, 2**31 - 1])
+def test_an_image_with_an_impossible_stamp_is_answered_all_the_same(running, sec):
+    msg = image_with_mug()
+    msg.header.stamp.sec = sec
+    goal = running.ask("the mug", image=msg)
+    assert goal.status == "succeeded" and goal.result.perception.header.stamp.sec == sec
+    assert goal.result.perception.instances
 
 
 def test_target_frame_needs_a_transform(running):

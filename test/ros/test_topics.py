@@ -16,6 +16,12 @@ from pixel_perception.ros.messages import mask_from_msg
 from pixel_perception.srv import GetModelInfo, SetQuery
 
 
+@pytest.fixture(autouse=True)
+def nothing_stands(running):
+    """Every test begins without a standing query."""
+    assert running.call(SetQuery, "set_query", SetQuery.Request(clear=True)).success
+
+
 def nanoseconds(stamp) -> int:
     return stamp.sec * 10**9 + stamp.nanosec
 
@@ -87,6 +93,35 @@ def test_a_new_instruction_takes_over_for_good(running):
     ids = [p.query_id for p in running.perceptions]
     assert old not in ids[ids.index(new) :]
     assert {i.label for p in running.perceptions if p.query_id == new for i in p.instances} == {"yellow banana"}
+
+
+def test_saying_the_same_again_keeps_id_and_tracks(running):
+    query_id = running.instruct("the mug and the banana")
+    running.spin_until(lambda: any(p.query_id == query_id and not p.info.language_ran for p in running.perceptions))
+    running.perceptions.clear()
+    for _ in range(3):
+        running.instruction.publish(String(data="the mug and the banana"))
+        count = len(running.perceptions)
+        running.spin_until(lambda count=count: len(running.perceptions) > count + 4)
+    answers = list(running.perceptions)
+    assert {p.query_id for p in answers} == {query_id}
+    assert len({tuple(i.track_id for i in p.instances) for p in answers}) == 1
+    running.query.publish(Query(id="ours", text="the mug and the banana"))
+    running.spin_until(lambda: running.perceptions[-1].query_id == "ours", what="the same words under an id of their own")
+
+
+def test_queries_that_come_faster_than_language_do_not_keep_it_from_answering(running):
+    sent = []
+
+    def storm() -> bool:
+        sent.append(f"storm-{len(sent)}")
+        running.query.publish(Query(id=sent[-1], text="mugs forever"))
+        return sum(p.query_id in sent and bool(p.instances) for p in running.perceptions) > 2
+
+    running.spin_until(storm, what="answers while queries keep coming")
+    running.spin_until(lambda: running.perceptions[-1].query_id == sent[-1], what="the last query")
+    reasons = {p.finish_reason for p in running.perceptions if p.query_id in sent}
+    assert "preempted" in reasons and reasons <= {"preempted", "stop", "length", "followed"}
 
 
 def test_absent_things_are_named(running):
