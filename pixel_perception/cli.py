@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -65,6 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
+    try:
+        code = run(name, arguments[1:])
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return fail(f"{name}: interrupted", 130)
+    except BrokenPipeError:  # `pixel-perception ... | head` is no mistake, and Python must not find out once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        return fail(f"{name}: {sentence}")
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run the sub-command `name`; returns the exit code. Raises what it raises."""
     if name in ("-h", "--help"):
         print(usage())
         return 0
@@ -79,18 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return fail(f"no sub-command {name!r}; expected one of {', '.join(COMMANDS)}")
     module, function, _ = COMMANDS[name]
-    try:
-        return int(getattr(importlib.import_module(module), function)(arguments[1:]) or 0)
-    except KeyboardInterrupt:
-        return fail(f"{name}: interrupted", 130)
-    except BrokenPipeError:  # `pixel-perception ... | head` is no mistake
-        sys.stderr.close()
-        return 0
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        return fail(f"{name}: {sentence}")
+    return int(getattr(importlib.import_module(module), function)(arguments) or 0)
 
 
 def usage() -> str:

@@ -60,14 +60,22 @@ def box(text: str) -> tuple[float, float, float, float]:
 
 
 def read_image(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, turned upright as its EXIF says. Raises PerceptionError INVALID_IMAGE."""
+    """(H, W, 3) uint8 RGB of an image file, turned upright as its EXIF says; 16 bit grey keeps its high bytes.
+
+    Raises PerceptionError INVALID_IMAGE for a file that is no whole image, OSError for one that cannot be read.
+    """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I;16"):  # PIL would cut off what is above 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises all of these for damaged files
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise PerceptionError("INVALID_IMAGE", f"{path}: expected an image file ({error})") from None
 
 

@@ -1,6 +1,7 @@
 """The command line: help without heavy imports, mistakes answered by one sentence and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pixel_perception import cli
-from pixel_perception.commands import split_seeds
+from pixel_perception.commands import read_image, split_seeds
 from pixel_perception.errors import PerceptionError
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "mujoco", "rclpy", "scipy", "numpy")
@@ -82,6 +83,38 @@ def test_image_that_is_none(capsys, tmp_path):
     path = tmp_path / "text.jpg"
     path.write_text("no image")
     assert "text.jpg: expected an image file" in refusal(capsys, "ask", str(path), "the mug")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_image_that_ends_too_soon_is_named(capsys, tmp_path, suffix):
+    whole, path = tmp_path / f"whole.{suffix}", tmp_path / f"half.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(whole)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert f"half.{suffix}: expected an image file" in refusal(capsys, "ask", str(path), "the mug")
+
+
+def test_images_of_every_mode_are_read_as_rgb(tmp_path):
+    grey = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (8, 1))
+    expected = np.repeat(grey[:, :, None], 3, 2)
+    pictures = {"grey": Image.fromarray(grey), "16 bit": Image.fromarray(grey.astype(np.uint16) * 257), "rgb": Image.fromarray(expected),
+                "rgba": Image.fromarray(expected).convert("RGBA")}  # fmt: skip
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.png")
+        assert np.array_equal(read_image(str(tmp_path / f"{name}.png")), expected), name
+    turned, exif = Image.fromarray(expected).transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise to show
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(str(tmp_path / "turned.png")), expected)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"]])
+def test_a_closed_pipe_is_no_mistake(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    script = f"import sys\nfrom pixel_perception.cli import main\nsys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_missing_bundle(capsys, photo, tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -285,7 +286,11 @@ class PerceptionNode(LifecycleNode):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the node until it is told to stop."""
     rclpy.init(args=args)
-    node = PerceptionNode()
+    try:
+        node = PerceptionNode()
+    except (ParameterException, ValueError) as error:
+        rclpy.try_shutdown()
+        raise SystemExit(f"perception_node: {error}") from None
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

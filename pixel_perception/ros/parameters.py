@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -12,6 +13,8 @@ from rclpy.parameter import Parameter
 from pixel_perception.runtime import BACKENDS
 from pixel_perception.types import MAX_TEXT
 
+NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+"""What ROS takes as the beginning of a relative topic name."""
 READ_ONLY, UNCONFIGURED, ANY_TIME = "read only", "while unconfigured", "any time"
 
 
@@ -114,6 +117,9 @@ def refusal(changes: Sequence[Parameter], configured: bool) -> str:
             names = list(change.value)
             if not names or len(set(names)) != len(names) or (len(names) > 1 and "" in names):
                 return f"cameras: expected different names, or [''] for one camera without a prefix, found {names}."
+            for name in filter(None, names):
+                if not NAME.fullmatch(name):
+                    return f"cameras: expected names of letters, digits, _ and / that a topic can begin with, found {name!r}."
     return ""
 
 

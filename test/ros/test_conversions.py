@@ -217,10 +217,13 @@ def test_a_score_has_fallen_below_a_part_of_what_it_was():
 @pytest.mark.parametrize(("name", "value", "configured", "sentence"), [
     ("bundle", "x", True, "bundle: expected no change while the node is configured; clean it up first, then set it."),
     ("bundle", "x", False, ""),
-    ("backend", "abacus", False, "backend: expected one of auto, onnxruntime, found 'abacus'."),
+    ("backend", "abacus", False, f"backend: expected one of {', '.join(parameters.BACKENDS)}, found 'abacus'."),
     ("cameras", ["a", "a"], False, "cameras: expected different names, or [''] for one camera without a prefix, found ['a', 'a']."),
     ("cameras", ["a", ""], False, "cameras: expected different names, or [''] for one camera without a prefix, found ['a', '']."),
-    ("cameras", ["a", "b"], False, ""),
+    ("cameras", ["a", "arm/wrist_2"], False, ""),
+    ("cameras", ["2nd"], False, "cameras: expected names of letters, digits, _ and / that a topic can begin with, found '2nd'."),
+    ("cameras", ["front camera"], False,
+     "cameras: expected names of letters, digits, _ and / that a topic can begin with, found 'front camera'."),
     ("instruction", "x" * 1001, True, "instruction: expected at most 1000 characters, found 1001."),
     ("use_sim_time", True, True, ""),
 ])  # fmt: skip

@@ -192,6 +192,7 @@ def test_bad_recording_and_bad_parameters_end_with_a_sentence(tmp_path, launch):
     assert f"folder: {tmp_path / 'nowhere' / 'recording.json'}: not found" in camera.output
     node = launch(backend="abacus")
     assert node.process.wait(30) == 1
+    assert "Traceback" not in node.output
     assert "backend: expected one of auto, onnxruntime, " in node.output and node.output.strip().endswith("found 'abacus'.")
 
 
