@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 GROWTH = 256
 """Positions by which a conversation's memory grows; there is always room for so many more when it is made."""
+_NEWER = re.compile(r"Opset (\d+) is under development.* till opset (\d+)")
 _CACHE = ("past_key_values.", "present.")
 
 
@@ -236,4 +238,7 @@ class _Reported:
 
 
 def _first_line(error: BaseException | None) -> str:
+    newer = _NEWER.search(str(error))
+    if newer:
+        return f"opset {newer[1]}, newer than the {newer[2]} that it knows"
     return (str(error).splitlines() or [type(error).__name__])[0]

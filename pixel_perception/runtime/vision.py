@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,18 @@ class Vision:
 
     def encode(self, frame: np.ndarray) -> Encoded:
         """Features of a frame (H, W, 3) uint8 RGB."""
+        return self.encode_all([frame])[0]
+
+    def encode_all(self, frames: Sequence[np.ndarray]) -> list[Encoded]:
+        """Features of frames of any sizes, as one batch."""
         started = time.perf_counter()
-        letterbox = Letterbox(frame.shape[1], frame.shape[0], self._image.width, self._image.height, self._image.fill)
-        features = self._graphs["image_encoder"].run({"image": letterbox.image(frame)[None]})
-        return Encoded(letterbox, features, time.perf_counter() - started)
+        image = self._image
+        letterboxes = [Letterbox(f.shape[1], f.shape[0], image.width, image.height, image.fill) for f in frames]
+        pictures = np.stack([letterbox.image(frame) for letterbox, frame in zip(letterboxes, frames, strict=True)])
+        features = self._graphs["image_encoder"].run({"image": pictures})
+        seconds = time.perf_counter() - started
+        return [Encoded(letterbox, {name: value[i : i + 1] for name, value in features.items()}, seconds)
+                for i, letterbox in enumerate(letterboxes)]  # fmt: skip
 
     def objects(self, encoded: Encoded) -> Objects:
         """The proposals that score at least the bundle's threshold, sorted by the x of their centres, and the whole image."""

@@ -1,6 +1,7 @@
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -19,6 +20,14 @@ def test_a_file_that_is_no_graph(tmp_path, backend):
     with pytest.raises(PerceptionError, match="graph.onnx: expected a graph") as caught:
         backend.session(path)
     assert caught.value.code == "INVALID_BUNDLE" and "\n" not in caught.value.message
+
+
+def test_a_graph_of_a_newer_opset(tiny, tmp_path, backend):
+    graph = onnx.load(tiny.graph("location_head"))
+    graph.opset_import[0].version = 99
+    onnx.save(graph, tmp_path / "graph.onnx")
+    with pytest.raises(PerceptionError, match=rf"graph.onnx: expected .* ONNX Runtime {ort.__version__} .*, found: opset 99, newer than"):
+        backend.session(tmp_path / "graph.onnx")
 
 
 def test_a_graph_that_is_no_language_model(tiny, tmp_path, backend):

@@ -241,6 +241,18 @@ def test_any_image_size(perception, size):
     perception.ask(image, Query(points=((0, 0),)))
 
 
+def test_frames_of_several_cameras_in_one_batch(perception, image):
+    other = np.ascontiguousarray(image[::-1, : image.shape[1] // 2])
+    query = Query("all mugs")
+    for frame, encoded in zip((image, other), perception.encode_all([image, other]), strict=True):
+        alone, together = perception.ask(frame, query), perception.ask(encoded, query)
+        assert together.image_size == (frame.shape[1], frame.shape[0]) and together.text == alone.text
+        assert [i.mask.roi for i in together.instances] == [i.mask.roi for i in alone.instances]
+    assert perception.encode_all([]) == []
+    with pytest.raises(PerceptionError, match="uint8"):
+        perception.encode_all([image, image.astype(np.float32)])
+
+
 def test_bad_input_and_then_a_good_request(perception, image):
     for frame, query, code in ((image, Query(""), "INVALID_QUERY"), (image[:, :, :2], Query("mug"), "INVALID_IMAGE"),
                                (image[:0], Query("mug"), "INVALID_IMAGE"), (image, Query("x" * 10_000), "INVALID_QUERY"),
