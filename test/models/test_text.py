@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken
 from tokenizers_on_the_spot import SENTENCES, llama, tokenizer_for, write_sentencepiece, write_tokenizer
@@ -16,6 +18,7 @@ from pixel_perception.models.pixellm.text import SYSTEM, PixelLMText
 from pixel_perception.models.tokenizer_files import TokenizerError
 
 CONFIG = configuration("pixellm-tiny")
+GOLDEN = Path(__file__).parent.parent / "golden" / "pixellm_text.npz"
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +139,21 @@ def test_tokenizers_that_do_not_belong_are_one_sentence(tmp_path):
         PixelLLMText(tokenizer_for(small), replace(small, begin=101, end=102))
     with pytest.raises(TokenizerError, match="expected a tokenizer of 600 tokens as the network has, found 512"):
         PixelLLMText(tokenizer_for(small), replace(small, language=replace(small.language, vocabulary=600)))
+
+
+def test_ids_and_labels_are_those_of_the_release(tmp_path):
+    """A small SentencePiece model, and what the libraries that the release pins (transformers 4.31, the slow LLaMA tokenizer)
+
+    made of conversations with the release's template and label masks.
+    """
+    with np.load(GOLDEN) as stored:
+        (tmp_path / "tokenizer.model").write_bytes(stored["tokenizer"].tobytes())
+        (tmp_path / "added_tokens.json").write_text(str(stored["added"]))
+        cases = json.loads(str(stored["cases"]))
+    config = replace(CONFIG, language=replace(CONFIG.language, vocabulary=708), codebook=CodebookConfig(700))
+    text = PixelLMText.open(tmp_path, config)
+    assert len(cases) == 4
+    for case in cases:
+        assert text.row(case["turns"]) == (case["ids"], [IGNORE if i == IMAGE_SLOT else i for i in case["labels"]])
+        assert text.prompt(case["turns"][0][0]) == case["prompt"]
+        assert text.decode([i for i in case["labels"] if i != IGNORE]).split(" ")[-1] == case["turns"][-1][1].split(" ")[-1]
