@@ -60,7 +60,7 @@ def build(trt: ModuleType, model: onnx.ModelProto, key: EngineKey, timing: Path,
 
 def _parse(trt: ModuleType, network, logger, model: onnx.ModelProto, key: EngineKey) -> None:
     parser = trt.OnnxParser(network, logger)
-    if model.ByteSize() < LARGE:
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGE:
         parsed = parser.parse(model.SerializeToString())
     else:
         with tempfile.TemporaryDirectory() as folder:

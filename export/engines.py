@@ -13,11 +13,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pixel_perception.bundle import Bundle
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.engine_key import Machine, key_of
+from pixel_perception.runtime.engine_key import PRECISION, Machine, key_of
 from pixel_perception.runtime.engines import EngineCache
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
-
-PRECISION = "fp16"
 
 
 def machines(capabilities: Sequence[str]) -> list[Machine]:

@@ -12,9 +12,10 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.backends import Meanwhile, open_backend
+from pixel_perception.runtime.backends import open_backend
 from pixel_perception.runtime.instances import find, region_at
 from pixel_perception.runtime.language import Answer, Cancel, Group, Language, Prompt
+from pixel_perception.runtime.meanwhile import Meanwhile
 from pixel_perception.runtime.session import Backend, Past
 from pixel_perception.runtime.text import words
 from pixel_perception.runtime.vision import Encoded, Vision

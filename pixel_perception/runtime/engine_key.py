@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+PRECISION = "fp16"
+"""How language weights are stored unless somebody asks for something else; vision is always fp16."""
 CONTEXT = 1024
 """Most positions that a language engine holds."""
 ROWS = 64

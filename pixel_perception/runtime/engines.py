@@ -61,6 +61,20 @@ class EngineCache:
         """Whether a file for this key is there; `get` may still refuse it."""
         return self.path(key).is_file()
 
+    def agree(self, key: EngineKey, figures: Mapping[str, object]) -> None:
+        """Store how well the engine of a key agrees with another backend; without it an engine is compared again."""
+        path = self.path(key).with_suffix(".agreed.json")
+        partial = path.with_suffix(f".{os.getpid()}")
+        try:
+            partial.write_text(json.dumps(figures) + "\n")
+            os.replace(partial, path)
+        except OSError as error:
+            LOG.warning("%s", _cannot_write(path, error).message)
+
+    def has_agreed(self, key: EngineKey) -> bool:
+        """Whether `agree` was called for the engine of a key."""
+        return self.path(key).with_suffix(".agreed.json").is_file()
+
     def why(self, key: EngineKey) -> str:
         """One sentence: why there is no engine for a key, named by the fields in which the nearest one differs."""
         others = [header["key"] for path in self.folder.glob(f"{key.graph}-*.engine") if (header := _header_or_none(path))]
@@ -104,6 +118,7 @@ class EngineCache:
                "timing": str(self.folder / f"timing-{_timing_name(key)}.cache")}  # fmt: skip
         try:
             work.mkdir()
+            path.with_suffix(".agreed.json").unlink(missing_ok=True)
             _run_builder(job, key.graph, progress or (lambda name, done: None))
             os.replace(work / "engine", path)
         except OSError as error:

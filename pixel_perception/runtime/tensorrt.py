@@ -15,7 +15,7 @@ import numpy as np
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, cuda
-from pixel_perception.runtime.engine_key import EngineKey, Machine, key_of
+from pixel_perception.runtime.engine_key import PRECISION, EngineKey, Machine, key_of
 from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
 from pixel_perception.runtime.rows import RowByRow
 from pixel_perception.runtime.tensorrt_context import Context
@@ -29,7 +29,7 @@ class TensorRt:
     name = "tensorrt"
     threads = 1
 
-    def __init__(self, cache: EngineCache | None = None, precision: str = "fp16", progress: Progress | None = None) -> None:
+    def __init__(self, cache: EngineCache | None = None, precision: str = PRECISION, progress: Progress | None = None) -> None:
         """`precision`: how language weights are stored. Raises PerceptionError INVALID_QUERY where no TensorRT is installed or
         there is no device."""
         self._trt, version = find_tensorrt()
@@ -41,8 +41,13 @@ class TensorRt:
         self._pixels, self._words = self._cuda.stream(urgent=True), self._cuda.stream(urgent=False)
 
     def ready(self, path: Path) -> bool:
-        """Whether the graph's engine is in the cache."""
-        return any(self._cache.has(key) for key in self._keys(path))
+        """Whether the graph's engine is in the cache and was found to agree with another backend."""
+        key = self._key(path)
+        return self._cache.has(key) and self._cache.has_agreed(key)
+
+    def agreed(self, path: Path, figures: dict[str, Any]) -> None:
+        """Remember with the engine how well it agrees."""
+        self._cache.agree(self._key(path), figures)
 
     def session(self, path: Path) -> TensorRtSession:
         """See `Backend.session`; builds the engine where there is none."""
@@ -52,15 +57,16 @@ class TensorRt:
         """See `Backend.decoder`; builds the engine where there is none."""
         return RowByRow(TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path)))
 
-    def _keys(self, path: Path) -> tuple[EngineKey, EngineKey]:
-        """What was built here, or ahead of time for devices like this one."""
+    def _key(self, path: Path) -> EngineKey:
+        """Of the engine that was built here, or else ahead of time for devices like this one; of one to be built where there is
+        neither."""
         ahead = Machine.ahead_of_time(self._machine.runtime, self._machine.compute_capability)
-        return key_of(path, self._precision, self._machine), key_of(path, self._precision, ahead)
+        keys = [key_of(path, self._precision, machine) for machine in (self._machine, ahead)]
+        return next((key for key in keys if self._cache.has(key)), keys[0])
 
     def _engine(self, path: Path) -> Any:
-        here, ahead = self._keys(path)
-        key = ahead if self._cache.has(ahead) and not self._cache.has(here) else here
         for _ in range(2):
+            key = self._key(path)
             file = self._cache.get(key, path, self.progress)
             self._cuda.use()
             engine = self._runtime.deserialize_cuda_engine(check_engine(file))
@@ -68,7 +74,6 @@ class TensorRt:
                 return engine
             # The key was right and yet the library refuses it: whatever it is, it is no engine for this machine.
             file.unlink(missing_ok=True)
-            key = here
         raise PerceptionError("INVALID_BUNDLE", f"{file}: expected an engine that {self._machine.runtime} can load on "
                                                 f"{self._machine.device}, found one that it refuses.")
 

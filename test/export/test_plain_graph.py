@@ -145,6 +145,24 @@ def test_large_activations_do_not_overflow_in_fp16(weights):
     assert np.isfinite(states).all() and cosine(states, wanted).min() > 0.9999
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 1)])
+def test_other_groupings_of_heads_equal_the_fused_graph(heads, kv_heads):
+    """As many keys as queries (LLaMA 7B and 13B), and one for all."""
+    shape = dataclasses.replace(SHAPE, layers=1, heads=heads, kv_heads=kv_heads, head_dim=16)
+    rng = np.random.default_rng(6)
+    sizes = {"q": (heads * 16, 96), "k": (kv_heads * 16, 96), "v": (kv_heads * 16, 96), "o": (96, heads * 16), "gate": (128, 96),
+             "up": (128, 96), "down": (96, 128)}  # fmt: skip
+    weights = {f"layers.0.{part}": rng.normal(0, 0.1, size).astype(np.float32) for part, size in sizes.items()}
+    weights |= {name: np.ones(96, np.float32) for name in ("layers.0.attention_norm", "layers.0.mlp_norm", "final_norm")}
+    weights["embeddings"] = rng.normal(size=(SHAPE.vocabulary, 96)).astype(np.float32)
+    session = onnxruntime.InferenceSession(language_graph(shape, weights, "fp32").SerializeToString(), providers=["CPUExecutionProvider"])
+    x = embeds(9)
+    empty = np.zeros((1, kv_heads, 0, 16), np.float32)
+    feeds = {i.name: empty for i in session.get_inputs()[2:]} | {"inputs_embeds": x, "attention_mask": np.ones((1, 9), np.int64)}
+    _, states = Decoder(plain_graph(shape, weights, compute=np.float32)).steps(x, 5, 1, 3)
+    np.testing.assert_allclose(states, session.run(["hidden_states"], feeds)[0], atol=2e-5)
+
+
 def test_untied_output(weights):
     output = np.random.default_rng(4).normal(size=(SHAPE.vocabulary, SHAPE.hidden)).astype(np.float32)
     logits, states = Decoder(plain_graph(SHAPE, weights | {"output": output}, compute=np.float32))(embeds(5))

@@ -127,17 +127,25 @@ def _header(path, key):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _foreign, _other, _empty, _header])
-def test_what_is_no_engine_of_ours_is_refused_and_built_anew(tiny, built, cache, damage, caplog):
+def test_what_is_no_engine_of_ours_is_refused(built, cache, damage):
+    _, key, _ = built
+    path = cache.path(key)
+    with pytest.raises(PerceptionError, match=damage(path, key)) as caught:
+        check_engine(path, key)
+    assert str(path) in caught.value.message and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("damage", [_truncate, _foreign])
+def test_what_is_refused_is_built_anew(tiny, built, cache, damage, caplog):
     _, key, _ = built
     path = cache.path(key)
     reason = damage(path, key)
-    with pytest.raises(PerceptionError, match=reason) as caught:
-        check_engine(path, key)
-    assert str(path) in caught.value.message and "\n" not in caught.value.message
+    cache.agree(key, {"least_cosine": 1.0})
     with caplog.at_level(logging.WARNING):
         cache.get(key, tiny.graph(GRAPH))
     assert re.search(reason, caplog.text) and "It is built now." in caplog.text
     assert check_engine(path, key) and files(cache.folder) == [path.name]
+    assert not cache.has_agreed(key)  # what was found out about the one before says nothing about this one
 
 
 BUILD = """
@@ -162,7 +170,7 @@ def builder(graph, folder, **options):
 
 def test_of_two_processes_one_builds(tiny, tmp_path):
     both = [builder(tiny.graph(GRAPH), tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate(timeout=300) for process in both]
     assert [out.splitlines()[-1] for out, _ in said] == ["engine", "engine"]
     assert sum("It is built now." in err for _, err in said) == 1
     assert len(files(tmp_path)) == 1
@@ -190,10 +198,10 @@ def test_a_killed_build_leaves_the_cache_valid(tiny, tmp_path, victim):
     assert process.stdout.readline().strip() == "0.0"  # the build has begun
     (worker,) = children(process.pid)
     os.kill(worker if victim == "builder" else process.pid, signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     if victim == "builder":
         assert "expected an engine to be built, but the build was killed by signal 9" in out
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{worker}")
@@ -201,7 +209,7 @@ def test_a_killed_build_leaves_the_cache_valid(tiny, tmp_path, victim):
     cache, key = EngineCache(tmp_path), key_of(tiny.graph(GRAPH), "fp16", MACHINE)
     left = changed(key_of(graph, "fp16", MACHINE), graph=GRAPH)  # its lock is free, whatever it left
     assert check_engine(cache.get(key, tiny.graph(GRAPH)), key) and left.digest != key.digest
-    other, _ = builder(tiny.graph(GRAPH), tmp_path).communicate(timeout=60)
+    other, _ = builder(tiny.graph(GRAPH), tmp_path).communicate(timeout=300)
     assert other.splitlines()[-1] == "engine"
 
 
@@ -218,7 +226,7 @@ def test_what_a_killed_build_left_is_removed(tiny, built, tmp_path):
 def test_no_space(tiny, tmp_path):
     """The system refuses to write more than 100 kB into one file."""
     limited = builder(tiny.graph(GRAPH), tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
-    out, _ = limited.communicate(timeout=60)
+    out, _ = limited.communicate(timeout=300)
     assert re.search(r"refused: INVALID_BUNDLE: .* cannot be written \(File too large\); expected a writable engine cache", out)
     assert files(tmp_path) == []
 
@@ -246,6 +254,14 @@ def test_threads_of_one_process_wait_for_each_other(tiny, tmp_path, caplog):
         for thread in threads:
             thread.join()
     assert caplog.text.count("It is built now.") == 1 and len(files(tmp_path)) == 1
+
+
+def test_how_well_an_engine_agrees_is_kept_beside_it(built, cache):
+    _, key, _ = built
+    assert not cache.has_agreed(key)
+    cache.agree(key, {"against": "onnxruntime-cpu", "least_cosine": 0.999})
+    assert cache.has_agreed(key) and not cache.has_agreed(changed(key, driver="560"))
+    assert json.loads(cache.path(key).with_suffix(".agreed.json").read_text())["least_cosine"] == 0.999
 
 
 def test_the_default_folder(monkeypatch, tmp_path):
