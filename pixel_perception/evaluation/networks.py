@@ -15,7 +15,7 @@ from torch import Tensor
 from pixel_perception.evaluation.answers import Answer
 from pixel_perception.evaluation.predictors import GENERATED, EvaluationError, box_of, fingerprint
 from pixel_perception.evaluation.requests import Request
-from pixel_perception.models.configurations import configuration, to_dict
+from pixel_perception.models.configurations import VARYING, configuration, to_dict
 from pixel_perception.models.folder import describe, load
 from pixel_perception.models.pixelllm.location_head import words as are_words
 from pixel_perception.models.pixelllm.model import PixelLLM
@@ -36,8 +36,6 @@ PROMPTS = {"refer": "where is {}", "region": "an object of", "dense": "an object
 """PixelLLM's text prompt for each kind of request, as in training."""
 SHORT_CONTEXT, LONG_CONTEXT = 8, 40
 """Most tokens of a text prompt, without and with an expression, as in the release."""
-TRAINING_ONLY = ("losses", "smoothing", "location_weight", "longest")
-"""Fields of a configuration that do not change the network."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def open_network(name: str, weights: str | None, device: str = "cpu", longest: i
 def difference(expected: object, found: object, field: str = "") -> str:
     """Where two configurations in plain form differ, "language.dim: expected 4096, found 48"; "" where the network is the same."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        names = [name for name in expected | found if name not in TRAINING_ONLY]
+        names = [name for name in expected | found if name not in VARYING]
         each = (difference(expected.get(name), found.get(name), f"{field}.{name}".lstrip(".")) for name in names)
         return next((text for text in each if text), "")
     return "" if expected == found else f"{field}: expected {expected}, found {found}"

@@ -34,6 +34,12 @@ KINDS: dict[str, type] = {"compact": CompactConfig, "pixellm": PixelLMConfig, "p
                           "text_decoder": TextDecoderConfig}  # fmt: skip
 """Dataclasses that could stand in the same place; in JSON their field "kind" tells which it is."""
 
+VARYING = ("losses", "smoothing", "location_weight", "longest", "vocabulary", "first", "eps", "context")
+"""Fields in which a model folder may differ from the configuration that it is named after: those that only matter in training,
+
+and those that only published files know (how many tokens there are, which of them the codebook's first is).
+"""
+
 
 class ConfigurationError(ValueError):
     """A configuration that does not exist or cannot be read; the message names the field."""

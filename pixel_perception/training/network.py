@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixel_perception.models import folder
-from pixel_perception.models.configurations import Config, configuration, from_dict, to_dict
+from pixel_perception.models.configurations import VARYING, Config, configuration, from_dict, to_dict
 from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.training.config import TrainConfig
 from pixel_perception.training.strict import ConfigError, flat
@@ -38,7 +38,7 @@ def begin(config: TrainConfig, name: str) -> PerceptionModel:
     found = from_dict(folder.describe(where)["configuration"], where=str(where))
     theirs, ours = flat(to_dict(found)), flat(to_dict(wanted))
     for key in dict.fromkeys([*ours, *theirs]):
-        if theirs.get(key) != ours.get(key) and not key.startswith("losses."):
+        if theirs.get(key) != ours.get(key) and not set(key.split(".")) & set(VARYING):
             raise ConfigError(f"start: {where}: expected the weights of {name}, with {key} {ours.get(key)}, found {theirs.get(key)}")
     return folder.load(where, torch.float32 if config.memory.precision == "fp32" else None)
 

@@ -10,6 +10,7 @@ from tokenizers_on_the_spot import llama, write_sentencepiece, write_tokenizer
 from tokenizers_on_the_spot import t5 as t5_tokenizer
 
 from pixel_perception.cli import main
+from pixel_perception.evaluation.networks import open_network
 from pixel_perception.models import folder
 from pixel_perception.models.configurations import configuration
 from pixel_perception.models.perception_model import PerceptionModel
@@ -166,6 +167,7 @@ def test_a_llava_model_grows_a_codebook(projector, published, model, tmp_path, c
     assert torch.equal(words[:rows], state["model.embed_tokens.weight"]) and 0.01 < words[rows:].std() < 1
     assert same(loaded.vision, model.vision) and same(loaded.language.layers, model.language.layers)
     assert all(x.isfinite().all() for x in loaded.parameters()) and (loaded.neck[1].weight == 1).all()
+    assert open_network("pixellm-tiny", str(tmp_path / "model")).text.tokenizer.get_vocab_size() == rows + 8  # still of that name
     (base / "tokenizer.json").write_text(llama(rows + 5).to_str())
     run("pixellm-tiny", base, clip, "--dry-run", code=2)
     assert "expected a tokenizer of 1000 tokens as the embedding has, found 1005" in capsys.readouterr().err
