@@ -1,13 +1,15 @@
 """A Llama-family decoder as one ONNX graph of plain operators, for compilers that know no contrib operator (TensorRT).
 
-Interface (B rows, S new positions, P places for what came before, of which the first `past_length` are filled):
-    inputs_embeds (B, S, hidden) fp32, past_length (1,) int64, past_key_values.{i}.key/value (B, kv_heads, P, head_dim)
-    -> logits (B, 1, vocabulary) fp32 of the last position, hidden_states (B, S, hidden) fp32 after the final norm,
-       new_key_values.{i}.key/value (B, kv_heads, S, head_dim) of the new positions alone, to be put at places
-       past_length ... past_length + S - 1
+Interface (S new positions, P places for what came before, K of the new positions asked for what follows):
+    inputs_embeds (1, S, hidden) fp32, position_ids (1, S) int64, attention_bias (1, 1, S, P + S) fp32, asked (K,) int64,
+    past_key_values.{i}.key/value (1, kv_heads, P, head_dim)
+    -> logits (1, K, vocabulary) fp32 of the positions `asked`, hidden_states (1, S, hidden) fp32 after the final norm,
+       new_key_values.{i}.key/value (1, kv_heads, S, head_dim) of the new positions alone, to be put behind what is there
 
-The shapes of a step do not depend on how much has been read: buffers of P places are bound once, and single steps can be
-captured as a CUDA graph. Places that are not filled must hold finite numbers, and P must be at least 1.
+Rows are packed into one sequence as in `language_graph`. `attention_bias`, 0 where a position may look and a large negative
+number elsewhere, alone decides: it must hide later positions, and places that are not filled. So the shapes of a step do not
+depend on how much has been read: buffers of P places are bound once, and single steps can be captured as a CUDA graph. Places
+must hold finite numbers even where they are hidden, and P must be at least 1.
 
 Precision. Arithmetic and keys/values are fp16 ("compute"), but norms, softmax and the rotary angles are fp32: the squares of
 a hidden state overflow in fp16. Weights are symmetric and dequantised by DequantizeLinear in blocks along the input axis,
@@ -81,37 +83,24 @@ class _Builder(GraphWriter):
             x = self.node("Add", [x, self._mlp(normed, name)], [name + "out"])
         states = self._norm(x, "final_norm")
         self._cast(states, "hidden_states", TensorProto.FLOAT)
-        last = self.node("Slice", [states, *map(self._ints, ("minus_one", "end", "one"))], ["last_state"])
+        asked = self.node("Gather", [states, "asked"], ["asked_states"], axis=1)
         output = self.weights["output"] if "output" in self.weights else self.weights["embeddings"]
-        self._cast(self._linear(last, output, "output"), "logits", TensorProto.FLOAT)
+        self._cast(self._linear(asked, output, "output"), "logits", TensorProto.FLOAT)
         return self._model()
 
     def _positions(self) -> None:
-        """Cosines and sines (S, head_dim / 2) of the new positions, and the bias (S, P + S) that hides what a position must not
-        see: places that are not filled, and new positions behind it."""
-        cos, sin = rotary_tables(self.shape)
-        self.node("Shape", ["inputs_embeds"], ["step"], start=1, end=2)
+        """Cosines and sines (1, S, head_dim / 2) of the new positions, and the lengths P and S."""
+        for name, table in zip(("cos", "sin"), rotary_tables(self.shape), strict=True):
+            found = self.node("Gather", [self.constant(name + "_table", table), "position_ids"], [name + ".fp32"])
+            self._cast(found, name, self.type)
         self.node("Shape", ["past_key_values.0.key"], ["places"], start=2, end=3)
-        everything = self.constant("positions", np.arange(self.shape.positions, dtype=np.int64))
-        zero, one = self._ints("zero"), self._ints("one")
-        self.node("Slice", [everything, zero, "step", zero], ["new"])
-        self.node("Slice", [everything, zero, "places", zero], ["place"])
-        self.node("Add", ["new", "past_length"], ["position"])
-        for name, table in (("cos", cos), ("sin", sin)):
-            self._cast(self.node("Gather", [self.constant(name + "_table", table), "position"], [name + ".fp32"]), name, self.type)
-        self.node("Unsqueeze", ["new", one], ["new_column"])
-        self.node("Less", ["place", "past_length"], ["filled_row"])
-        self.node("Concat", ["step", "places"], ["filled_shape"], axis=0)
-        self.node("Expand", ["filled_row", "filled_shape"], ["filled"])
-        self.node("LessOrEqual", ["new", "new_column"], ["causal"])
-        self.node("Concat", ["filled", "causal"], ["seen"], axis=-1)
-        values = [self.constant("nothing", np.zeros(1, np.float32)), self.constant("hidden", np.full(1, -1e9, np.float32))]
-        self.node("Where", ["seen", *values], ["bias.fp32"])
+        self.node("Shape", ["inputs_embeds"], ["step"], start=1, end=2)
+        self.node("Concat", ["places", "step"], ["lengths"], axis=0)
 
     def _attention(self, x: str, i: int) -> str:
         shape, name = self.shape, f"layers.{i}."
         group, dim = shape.heads // shape.kv_heads, shape.head_dim
-        # All heads of a group stand side by side before their one key: (B, kv_heads, group, S, dim).
+        # All heads of a group stand side by side before their one key: (1, kv_heads, group, S, dim).
         heads = {"q": [0, 0, shape.kv_heads, group, dim], "k": [0, 0, shape.kv_heads, dim], "v": [0, 0, shape.kv_heads, dim]}
         for part, dims in heads.items():
             linear = self._linear(x, self.weights[name + part], name + part)
@@ -131,12 +120,11 @@ class _Builder(GraphWriter):
             self.node("Unsqueeze", [f"{name}{kind}.t", two], [f"{name}{kind}.keys"])
             scores.append(self.node("MatMul", [query, f"{name}{kind}.keys"], [f"{name}{kind}.scores"]))
         self.node("Concat", scores, [name + "scores"], axis=-1)
-        self.node("Add", [self._cast(name + "scores", name + "scores.fp32", TensorProto.FLOAT), "bias.fp32"], [name + "biased.fp32"])
+        self.node("Add", [self._cast(name + "scores", name + "scores.fp32", TensorProto.FLOAT), "attention_bias"], [name + "biased.fp32"])
         self.node("Softmax", [name + "biased.fp32"], [name + "softmax.fp32"], axis=-1)
         weights = self._cast(name + "softmax.fp32", name + "softmax", self.type)
         parts = [name + "old.weights", name + "new.weights"]
-        lengths = self.node("Concat", ["places", "step"], ["lengths"], axis=0) if i == 0 else "lengths"
-        self.node("Split", [weights, lengths], parts, axis=-1)
+        self.node("Split", [weights, "lengths"], parts, axis=-1)
         for kind, values, part in (("old", f"past_key_values.{i}.value", parts[0]), ("new", value, parts[1])):
             self.node("Unsqueeze", [values, two], [f"{name}{kind}.values"])
             self.node("MatMul", [part, f"{name}{kind}.values"], [f"{name}{kind}.sum"])
@@ -197,7 +185,7 @@ class _Builder(GraphWriter):
 
     def _ints(self, name: str, *values: int) -> str:
         """A one-dimensional int64 constant, made when it is first named."""
-        known = {"zero": (0,), "one": (1,), "two": (2,), "minus_one": (-1,), "end": (np.iinfo(np.int64).max,)}
+        known = {"two": (2,), "minus_one": (-1,)}
         if not any(t.name == name for t in self.initializers):
             self.constant(name, np.array(values or known[name], np.int64))
         return name
@@ -210,13 +198,15 @@ class _Builder(GraphWriter):
         caches = [(i, kind) for i in range(shape.layers) for kind in ("key", "value")]
 
         def cache(prefix: str, length: str) -> list[onnx.ValueInfoProto]:
-            dims = ["batch", shape.kv_heads, length, shape.head_dim]
+            dims = [1, shape.kv_heads, length, shape.head_dim]
             return [value(f"{prefix}.{i}.{kind}", self.type, dims) for i, kind in caches]
 
-        inputs = [value("inputs_embeds", TensorProto.FLOAT, ["batch", "step", shape.hidden]),
-                  value("past_length", TensorProto.INT64, [1]), *cache("past_key_values", "places")]  # fmt: skip
-        outputs = [value("logits", TensorProto.FLOAT, ["batch", 1, shape.vocabulary]),
-                   value("hidden_states", TensorProto.FLOAT, ["batch", "step", shape.hidden]),
+        inputs = [value("inputs_embeds", TensorProto.FLOAT, [1, "step", shape.hidden]),
+                  value("position_ids", TensorProto.INT64, [1, "step"]),
+                  value("attention_bias", TensorProto.FLOAT, [1, 1, "step", "total"]), value("asked", TensorProto.INT64, ["asked"]),
+                  *cache("past_key_values", "places")]  # fmt: skip
+        outputs = [value("logits", TensorProto.FLOAT, [1, "asked", shape.vocabulary]),
+                   value("hidden_states", TensorProto.FLOAT, [1, "step", shape.hidden]),
                    *cache("new_key_values", "step")]  # fmt: skip
         graph = helper.make_graph(self.nodes, "language_model", inputs, outputs, self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,

@@ -13,18 +13,20 @@ from pathlib import Path
 
 PRECISION = "fp16"
 """How language weights are stored unless somebody asks for something else; vision is always fp16."""
-CONTEXT = 1024
-"""Most positions that a language engine holds."""
+POSITIONS = 4096
+"""Most positions that a language engine holds, those of all rows of a batch together."""
+STEP = 512
+"""Most positions that it reads at once; more are read in several steps."""
 ROWS = 64
-"""Most rows of a batch of captions."""
+"""Most rows of a batch."""
 AXES = {"batch": (1, 1, 8), "regions": (1, 13, 64), "targets": (1, 4, 64), "words": (1, 32, 1024)}
 """Smallest, usual and largest size of every dynamic axis of the vision graphs."""
 VISION_PROFILES = (AXES,)
 LANGUAGE_PROFILES = (
-    {"batch": (1, 1, 1), "step": (1, 64, CONTEXT), "places": (1, 256, CONTEXT)},
-    {"batch": (1, 1, ROWS), "step": (1, 1, 1), "places": (1, 256, CONTEXT)},
+    {"step": (1, 64, STEP), "places": (256, 256, POSITIONS), "total": (257, 320, POSITIONS + STEP), "asked": (1, 1, ROWS)},
+    {"step": (1, 1, 1), "places": (256, 256, POSITIONS), "total": (257, 257, POSITIONS + 1), "asked": (1, 1, 1)},
 )
-"""Reading a prompt or a codebook run; one token of one row or of a batch of captions."""
+"""Reading prompts, codebook runs and several rows at once; one token of one row."""
 _CONVERSION = ("gpu_graph", "half", "plain_graph", "language_graph")
 """Modules of pixel_perception.export whose code decides what a graph of a bundle becomes on a GPU."""
 

@@ -17,7 +17,6 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, cuda
 from pixel_perception.runtime.engine_key import PRECISION, EngineKey, Machine, key_of
 from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
-from pixel_perception.runtime.rows import RowByRow
 from pixel_perception.runtime.tensorrt_context import Context
 from pixel_perception.runtime.tensorrt_decoder import TensorRtDecoder
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
@@ -53,9 +52,9 @@ class TensorRt:
         """See `Backend.session`; builds the engine where there is none."""
         return TensorRtSession(self._trt, self._engine(path), self._cuda, self._pixels, str(path))
 
-    def decoder(self, path: Path) -> RowByRow:
+    def decoder(self, path: Path) -> TensorRtDecoder:
         """See `Backend.decoder`; builds the engine where there is none."""
-        return RowByRow(TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path)))
+        return TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path))
 
     def _key(self, path: Path) -> EngineKey:
         """Of the engine that was built here, or else ahead of time for devices like this one; of one to be built where there is

@@ -11,7 +11,7 @@ import numpy as np
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, Memory
-from pixel_perception.runtime.engine_key import CONTEXT, ROWS
+from pixel_perception.runtime.engine_key import POSITIONS, STEP
 from pixel_perception.runtime.session import Step
 from pixel_perception.runtime.tensorrt_context import Context
 
@@ -20,7 +20,9 @@ ALIGNED = 256
 PLACES = 256
 """Key/value buffers are made in multiples of so many positions."""
 KEPT = 4
-"""Buffers of one row that are kept for the next question."""
+"""Buffers that are kept for the next question."""
+HIDDEN = np.float32(-1e9)
+"""Added to the score of what a position must not see."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +47,31 @@ class Layout:
         return cache.replace("past_key_values", "new_key_values")
 
     def pitch(self, positions: int) -> int:
-        """Bytes of one head of one row."""
+        """Bytes of one head."""
         return positions * self.size * self.itemsize
 
-    def rows(self, rows: int, positions: int) -> int:
-        """Heads of a block with the unused ones that fill it up, so that the next block is aligned."""
-        heads = rows * self.heads
-        while heads * self.pitch(positions) % ALIGNED:
-            heads += 1
-        return heads
+    def rows(self, positions: int) -> int:
+        """Heads with the unused ones that fill a cache up, so that the next one is aligned."""
+        rows = self.heads
+        while rows * self.pitch(positions) % ALIGNED:
+            rows += 1
+        return rows
 
-    def block(self, rows: int, positions: int) -> int:
+    def block(self, positions: int) -> int:
         """Bytes from one cache to the next."""
-        return self.rows(rows, positions) * self.pitch(positions)
+        return self.rows(positions) * self.pitch(positions)
 
 
 @dataclass(eq=False)
 class Places:
-    """Key/value memory of some rows, its execution context for single tokens, and that as a CUDA graph."""
+    """Key/value memory, its execution context for single tokens, and that as a CUDA graph."""
 
-    rows: int
     capacity: int
     memory: Memory
     used: int = 0
     context: Context | None = None
-    runs: int = 0
+    prepared: bool = False
     graph: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class TensorRtPast:
-    """The first `length` places of a buffer; what lies behind them may belong to a continuation."""
-
-    lease: Lease
-    rows: int
-    length: int
 
 
 @dataclass(eq=False)
@@ -93,99 +85,127 @@ class Lease:
         self.free.append(self.places)
 
 
+@dataclass(frozen=True, eq=False)
+class TensorRtPast:
+    """What was read, by one row or several: the first places of a buffer, and which of them each row has read. What lies behind
+    them may belong to a continuation."""
+
+    lease: Lease
+    seen: np.ndarray
+    """(rows, positions) bool."""
+    lengths: tuple[int, ...]
+
+
 class TensorRtDecoder:
-    """The language model. A past is continued where it lies; a second continuation of it gets a copy."""
+    """The language model, whose graph reads one sequence: rows are packed into it and told apart by the attention bias. A past is
+    continued where it lies; a second continuation of it gets a copy."""
 
     def __init__(self, trt: Any, engine: Any, device: Cuda, stream: int, where: str) -> None:
         self._trt, self._engine, self._device, self._stream, self._where = trt, engine, device, stream, where
         self._prompt = Context(trt, engine, 0, device, stream, where)
-        missing = {"inputs_embeds", "past_length", "past_key_values.0.key"} - set(self._prompt.inputs)
+        missing = {"inputs_embeds", "position_ids", "attention_bias", "asked", "past_key_values.0.key"} - set(self._prompt.inputs)
         if missing:
             raise PerceptionError("INVALID_BUNDLE", f"{where}: expected the engine of a language model, found no input {min(missing)}.")
         self.hidden = int(engine.get_tensor_shape("inputs_embeds")[2])
         _, heads, _, size = tuple(engine.get_tensor_shape("past_key_values.0.key"))
         self._layout = Layout.of(self._prompt.inputs, heads, size, self._prompt.types["past_key_values.0.key"].itemsize)
         self._lock, self._free = threading.Lock(), []
-        self._new: Memory | None = None
+        # As large as it will ever be, because CUDA graphs hold its address.
+        self._new = device.allocate(len(self._layout.caches) * max(self._layout.block(1), self._layout.block(STEP)))
 
-    def read(self, embeddings: np.ndarray, past: TensorRtPast | None) -> Step:
-        """Read embeddings (rows, count, hidden) float32 after `past`; with more than one row, `count` must be 1."""
-        rows, count, _ = embeddings.shape
-        length = past.length if past else 0
-        if (past and rows != past.rows) or (rows > 1 and count > 1):
-            raise ValueError(f"embeddings: expected {past.rows if past else 1} rows, of one position where there are several, "
-                             f"found {rows} of {count}")
-        if length + count > CONTEXT:
-            raise PerceptionError("INVALID_QUERY", f"{self._where}: expected at most {CONTEXT} positions, found {length + count}.")
+    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None) -> Step:
+        """See `Decoder.read`."""
+        seen = np.zeros((1, 0), bool) if past is None else past.seen
+        lengths = (0,) if past is None else past.lengths
+        rows, counts = len(parts), [len(part) for part in parts]
+        if rows > 1 == len(lengths) and past is not None:
+            seen, lengths = np.repeat(seen, rows, 0), lengths * rows
+        if rows != len(lengths) or not any(counts):
+            raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, found {rows} of {counts} positions")
+        owner, before = np.repeat(np.arange(rows), counts), seen.shape[1]
+        seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
+        if seen.shape[1] > POSITIONS:
+            raise PerceptionError("INVALID_QUERY", f"{self._where}: expected at most {POSITIONS} positions of all rows together, "
+                                                   f"found {seen.shape[1]}; ask less at once.")
+        embeddings = np.concatenate(parts)[None]
+        positions = np.concatenate([np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)])[None]
+        asked = np.cumsum(counts)[np.flatnonzero(counts)] - 1
+        logits, states = [], []
         with self._lock:
             self._device.use()
-            lease = self._claim(past, rows, length + count)
-            places = lease.places
-            context = self._single(places) if count == 1 else self._prompt
-            fed = context.feed("inputs_embeds", embeddings), context.feed("past_length", np.array([length], np.int64))
-            self._bind(context, places, count)
-            self._run(context, places, count)
-            self._append(places, length, count)
-            logits, states = context.fetch("logits"), context.fetch("hidden_states")
-            self._device.wait(self._stream)
-            places.used = length + count
-            del fed
-        return Step(logits[:, -1], states, TensorRtPast(lease, rows, length + count))
+            lease = self._claim(past, before, seen.shape[1])
+            for begin in range(0, len(owner), STEP):
+                part = slice(begin, begin + STEP)
+                # A position sees what its row has read, and nothing that comes after itself.
+                visible = np.tri(len(owner[part]), before + begin + len(owner[part]), before + begin, dtype=bool)
+                visible &= seen[owner[part], : visible.shape[1]]
+                which = asked[(asked >= begin) & (asked < begin + STEP)] - begin
+                found = self._step(lease.places, embeddings[:, part], positions[:, part], visible, which)
+                logits += list(found[0])
+                states.append(found[1])
+        answers = iter(logits)
+        after = TensorRtPast(lease, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
+        nothing = np.zeros(0, np.float32)
+        return Step([next(answers) if c else nothing for c in counts], np.split(np.concatenate(states), np.cumsum(counts)[:-1]), after)
 
-    def stack(self, pasts: Sequence[TensorRtPast]) -> TensorRtPast:
-        """One past whose rows are those of several of equal length."""
-        if len({p.length for p in pasts}) != 1:
-            raise ValueError(f"pasts: expected one length, found {sorted({p.length for p in pasts})}")
-        rows, length = sum(p.rows for p in pasts), pasts[0].length
-        with self._lock:
-            self._device.use()
-            lease, row = self._take(rows, length + 1), 0
-            for past in pasts:
-                self._copy(lease.places, row, past)
-                row += past.rows
-            self._device.wait(self._stream)
-            lease.places.used = length
-        return TensorRtPast(lease, rows, length)
+    def _step(self, places: Places, embeddings: np.ndarray, positions: np.ndarray, visible: np.ndarray,
+              asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read one step behind what is in these places: logits (asked, vocabulary) and states (count, hidden). `visible` (count,
+        positions) says what each new position may see."""
+        count, filled = embeddings.shape[1], places.used
+        bias = np.full((1, 1, count, places.capacity + count), HIDDEN)
+        bias[0, 0, :, :filled][visible[:, :filled]] = 0
+        bias[0, 0, :, places.capacity :][visible[:, filled:]] = 0
+        context = self._single(places) if count == 1 else self._prompt
+        feeds = {"inputs_embeds": embeddings, "position_ids": positions, "attention_bias": bias,
+                 "asked": asked if len(asked) else np.zeros(1, np.int64)}  # fmt: skip
+        fed = [context.feed(name, array) for name, array in feeds.items()]
+        self._bind(context, places, count)
+        self._run(context, places, count)
+        self._append(places, filled, count)
+        logits, states = context.fetch("logits"), context.fetch("hidden_states")
+        self._device.wait(self._stream)
+        places.used = filled + count
+        del fed
+        return logits[0, : len(asked)], states[0]
 
-    def _claim(self, past: TensorRtPast | None, rows: int, length: int) -> Lease:
+    def _claim(self, past: TensorRtPast | None, before: int, total: int) -> Lease:
         """Places that hold `past`, with room behind it that is nobody's."""
-        if past and past.lease.places.used == past.length and length <= past.lease.places.capacity:
+        if past and past.lease.places.used == before and total <= past.lease.places.capacity:
             return past.lease
-        lease = self._take(rows, length)
+        lease = self._take(total)
         if past:
-            self._copy(lease.places, 0, past)
+            self._copy(past.lease.places, lease.places, before)
+        lease.places.used = before
         return lease
 
-    def _take(self, rows: int, length: int) -> Lease:
-        capacity = min(CONTEXT, (length // PLACES + 1) * PLACES)
-        while len(self._free) > KEPT or any(p.rows > 1 for p in self._free):
-            surplus = next((p for p in self._free if p.rows > 1), self._free[0])
-            self._free.remove(surplus)
-            if surplus.graph is not None:
-                self._device.forget(surplus.graph)
+    def _take(self, total: int) -> Lease:
+        capacity = min(POSITIONS, (total // PLACES + 1) * PLACES)
+        while len(self._free) > KEPT:
+            oldest = self._free.pop(0)
+            if oldest.graph is not None:
+                self._device.forget(oldest.graph)
         for places in self._free:
-            if (places.rows, places.capacity) == (rows, capacity):
+            if places.capacity == capacity:
                 self._free.remove(places)
                 return Lease(places, self._free)
-        memory = self._device.allocate(len(self._layout.caches) * self._layout.block(rows, capacity))
+        memory = self._device.allocate(len(self._layout.caches) * self._layout.block(capacity))
         self._device.clear(memory, self._stream)  # places that are not filled are multiplied by zero, which must not be NaN
-        return Lease(Places(rows, capacity, memory), self._free)
+        return Lease(Places(capacity, memory), self._free)
 
-    def _copy(self, places: Places, row: int, past: TensorRtPast) -> None:
-        """Copy a past into the rows of other places from `row` on."""
-        layout, source = self._layout, past.lease.places
-        target = places.memory.address + row * layout.heads * layout.pitch(places.capacity)
-        self._device.copy_rows(target, layout.pitch(places.capacity), layout.rows(places.rows, places.capacity),
-                               source.memory.address, layout.pitch(source.capacity), layout.rows(source.rows, source.capacity),
-                               layout.pitch(past.length), past.rows * layout.heads, len(layout.caches), self._stream)  # fmt: skip
+    def _copy(self, source: Places, target: Places, length: int) -> None:
+        """Copy the first places of a buffer into another one."""
+        layout = self._layout
+        self._device.copy_rows(target.memory.address, layout.pitch(target.capacity), layout.rows(target.capacity), source.memory.address,
+                               layout.pitch(source.capacity), layout.rows(source.capacity), layout.pitch(length), layout.heads,
+                               len(layout.caches), self._stream)  # fmt: skip
 
-    def _append(self, places: Places, length: int, count: int) -> None:
+    def _append(self, places: Places, filled: int, count: int) -> None:
         """Put the keys and values of a step behind those that were there."""
         layout = self._layout
-        self._device.copy_rows(places.memory.address + layout.pitch(length), layout.pitch(places.capacity),
-                               layout.rows(places.rows, places.capacity), self._new.address, layout.pitch(count),
-                               layout.rows(places.rows, count), layout.pitch(count), places.rows * layout.heads, len(layout.caches),
-                               self._stream)  # fmt: skip
+        self._device.copy_rows(places.memory.address + layout.pitch(filled), layout.pitch(places.capacity), layout.rows(places.capacity),
+                               self._new.address, layout.pitch(count), layout.rows(count), layout.pitch(count), layout.heads,
+                               len(layout.caches), self._stream)  # fmt: skip
 
     def _single(self, places: Places) -> Context:
         """The context for single tokens in these places: a CUDA graph holds a context's memory and needs it for itself."""
@@ -195,30 +215,24 @@ class TensorRtDecoder:
 
     def _bind(self, context: Context, places: Places, count: int) -> None:
         layout = self._layout
-        size = len(layout.caches) * layout.block(places.rows, count)
-        if self._new is None or self._new.size < size:
-            # As large as it will ever be, because graphs hold its address.
-            largest = max(size, len(layout.caches) * max(layout.block(1, CONTEXT), layout.block(ROWS, 1)))
-            self._new = self._device.allocate(largest)
         for i, cache in enumerate(layout.caches):
-            context.shape(cache, (places.rows, layout.heads, places.capacity, layout.size))
-            context.address(cache, places.memory.address + i * layout.block(places.rows, places.capacity))
-            context.address(layout.new(cache), self._new.address + i * layout.block(places.rows, count))
+            context.shape(cache, (1, layout.heads, places.capacity, layout.size))
+            context.address(cache, places.memory.address + i * layout.block(places.capacity))
+            context.address(layout.new(cache), self._new.address + i * layout.block(count))
         for name in ("logits", "hidden_states"):
             context.prepare(name)
 
     def _run(self, context: Context, places: Places, count: int) -> None:
         """The first single token in these places runs as it is, because TensorRT prepares itself for the shapes; the second is
         recorded, and every later one is a replay."""
-        if count > 1 or places.runs == 0:
+        if count > 1 or not places.prepared:
             context.run()
-        else:
-            if places.graph is None:
-                self._device.begin_capture(self._stream)
-                try:
-                    context.run()
-                finally:
-                    places.graph = self._device.end_capture(self._stream)
-            self._device.launch(places.graph, self._stream)
-        if count == 1:
-            places.runs += 1
+            places.prepared = places.prepared or count == 1
+            return
+        if places.graph is None:
+            self._device.begin_capture(self._stream)
+            try:
+                context.run()
+            finally:
+                places.graph = self._device.end_capture(self._stream)
+        self._device.launch(places.graph, self._stream)

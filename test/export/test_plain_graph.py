@@ -51,7 +51,7 @@ def weights(llama):
 class Decoder:
     """The graph on ONNX Runtime, with key/value buffers of `PLACES` places that begin full of other numbers."""
 
-    def __init__(self, model, rows=1):
+    def __init__(self, model):
         onnx.checker.check_model(model, full_check=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -59,19 +59,25 @@ class Decoder:
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         inputs = {i.name: i for i in self.session.get_inputs()}
         self.type = np.float16 if "float16" in inputs["past_key_values.0.key"].type else np.float32
-        self.past = {name: np.full((rows, i.shape[1], PLACES, i.shape[3]), 3, self.type) for name, i in inputs.items()
+        self.past = {name: np.full((1, i.shape[1], PLACES, i.shape[3]), 3, self.type) for name, i in inputs.items()
                      if name.startswith("past_key_values")}  # fmt: skip
         self.length = 0
 
-    def __call__(self, embeds):
-        """Returns logits (B, vocabulary) and hidden states (B, S, hidden); remembers keys and values."""
-        feeds = {"inputs_embeds": embeds, "past_length": np.array([self.length]), **self.past}
+    def __call__(self, embeds, positions=None, visible=None, asked=None):
+        """Returns logits (asked, vocabulary) and hidden states (1, S, hidden); remembers keys and values. `visible` (S, length + S)
+        bool: what each may see; without it everything up to itself."""
+        count, after = embeds.shape[1], self.length + embeds.shape[1]
+        visible = np.tri(count, after, self.length, dtype=bool) if visible is None else visible
+        bias = np.full((1, 1, count, PLACES + count), np.finfo(np.float32).min)
+        bias[0, 0, :, : self.length][visible[:, : self.length]] = 0
+        bias[0, 0, :, PLACES:][visible[:, self.length :]] = 0
+        feeds = {"inputs_embeds": embeds, "position_ids": np.arange(self.length, after)[None] if positions is None else positions[None],
+                 "attention_bias": bias, "asked": np.array([count - 1]) if asked is None else np.array(asked), **self.past}  # fmt: skip
         found = dict(zip([o.name for o in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
-        after = self.length + embeds.shape[1]
         for name, buffer in self.past.items():
             buffer[:, :, self.length : after] = found[name.replace("past", "new")]
         self.length = after
-        return found["logits"][:, 0], found["hidden_states"]
+        return found["logits"][0], found["hidden_states"]
 
     def steps(self, embeds, *sizes):
         """Read in pieces: the last logits and all hidden states."""
@@ -93,8 +99,8 @@ def read_fused(model, x):
     return logits[:, 0], states
 
 
-def embeds(length, rows=1, seed=0):
-    return np.random.default_rng(seed).normal(size=(rows, length, SHAPE.hidden)).astype(np.float32)
+def embeds(length, seed=0):
+    return np.random.default_rng(seed).normal(size=(1, length, SHAPE.hidden)).astype(np.float32)
 
 
 def cosine(a, b):
@@ -137,14 +143,21 @@ def test_quantised_graphs_compute_with_the_weights_that_they_store(weights, prec
     assert cosine(half_states, states).min() > 0.9999
 
 
-def test_rows_of_a_batch_do_not_mix(weights):
+def test_rows_that_are_packed_do_not_mix(weights):
+    """Three rows of different lengths behind what they share, in one sequence, against each alone."""
     model = plain_graph(SHAPE, weights, compute=np.float32)
-    each = embeds(6, rows=3, seed=2)
-    logits, states = Decoder(model, rows=3).steps(each, *(1,) * 6)
-    for row in range(3):
-        alone, state = Decoder(model).steps(each[row : row + 1], *(1,) * 6)
-        np.testing.assert_allclose(logits[row], alone[0], atol=2e-5)
-        np.testing.assert_allclose(states[row], state[0], atol=2e-5)
+    shared, rows = embeds(7, seed=2), [embeds(count, seed=3 + count) for count in (4, 1, 2)]
+    owner = np.repeat([0, 1, 2], [4, 1, 2])
+    visible = np.concatenate((np.ones((7, 7), bool), (owner == owner[:, None]) & np.tri(7, dtype=bool)), 1)
+    packed = Decoder(model)
+    packed(shared)
+    logits, states = packed(np.concatenate(rows, 1), np.array([7, 8, 9, 10, 7, 7, 8]), visible, [3, 4, 6])
+    for row, (begin, end) in zip(rows, ((0, 4), (4, 5), (5, 7)), strict=True):
+        decoder = Decoder(model)
+        decoder(shared)
+        alone, state = decoder(row)
+        np.testing.assert_allclose(logits[{4: 0, 5: 1, 7: 2}[end]], alone[0], atol=2e-5)
+        np.testing.assert_allclose(states[0, begin:end], state[0], atol=2e-5)
 
 
 def test_large_activations_do_not_overflow_in_fp16(weights):

@@ -22,9 +22,8 @@ from pixel_perception.export.gpu_graph import gpu_graph, read_language
 from pixel_perception.export.language_graph import language_graph
 from pixel_perception.export.tiny import write_tiny_bundle
 from pixel_perception.runtime import cuda, tensorrt, tensorrt_context
-from pixel_perception.runtime.engine_key import CONTEXT, profiles_of
+from pixel_perception.runtime.engine_key import POSITIONS, STEP, profiles_of
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
-from pixel_perception.runtime.rows import RowByRow
 from pixel_perception.runtime.tensorrt import TensorRtSession
 from pixel_perception.runtime.tensorrt_decoder import ALIGNED, KEPT, PLACES, Layout, TensorRtDecoder
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
@@ -200,7 +199,7 @@ def same(step, wanted):
     a, b = np.concatenate(list(step.states)), np.concatenate(list(wanted.states))
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     near = all(np.abs(x - y).max() < 0.02 for x, y in zip(step.logits, wanted.logits, strict=True) if x.size)
-    return cosine.min() > 0.99999 and near and (getattr(step.past, "length", 0) or step.past.lengths[0]) == wanted.past.lengths[0]
+    return cosine.min() > 0.99999 and near and step.past.lengths == wanted.past.lengths
 
 
 def test_reading_in_steps_equals_the_other_backend(decoder, reference, device):
@@ -229,33 +228,28 @@ def test_a_past_has_any_number_of_continuations(decoder, reference):
     assert same(decoder.read(embeddings(1, seed=9), past), reference.read(embeddings(1, seed=9), expected))
 
 
-def test_a_batch_of_continuations(decoder, reference):
+def test_rows_read_their_own_parts(decoder, reference):
     x = embeddings(12)
     past, expected = decoder.read(x, None).past, reference.read(x, None).past
-    parts = [embeddings(5, seed=seed) for seed in range(3)]
-    past = decoder.stack([decoder.read(part, past).past for part in parts])
-    expected = reference.read([part[0] for part in parts], expected).past
-    assert (past.rows, past.length) == (3, 17)
-    for seed in range(3):
-        x = embeddings(1, rows=3, seed=seed)
-        step, wanted = decoder.read(x, past), reference.read(x, expected)
+    for counts in ((5, 2, 7), (1, 4, 0), (0, 1, 2), (1, 1, 1), (0, 1, 0)):
+        parts = [embeddings(max(c, 1), seed=c)[0, :c] for c in counts]
+        step, wanted = decoder.read(parts, past), reference.read(parts, expected)
         assert same(step, wanted)
         past, expected = step.past, wanted.past
-    with pytest.raises(ValueError, match="expected one length, found"):
-        decoder.stack([past, decoder.read(embeddings(2), None).past])
-
-
-def test_rows_read_their_own_parts(decoder, reference):
-    rows, x = RowByRow(decoder), embeddings(12)
-    past, expected = rows.read(x, None).past, reference.read(x, None).past
-    for counts in ((5, 2, 7), (1, 4, 0), (0, 1, 2)):
-        parts = [embeddings(max(c, 1), seed=c)[0, :c] for c in counts]
-        step, wanted = rows.read(parts, past), reference.read(parts, expected)
-        assert same(step, wanted) and step.past.lengths == wanted.past.lengths
-        past, expected = step.past, wanted.past
-    assert past.lengths == (18, 19, 21)
+    assert past.lengths == (19, 21, 22)
     with pytest.raises(ValueError, match="expected one for each of 3 rows"):
-        rows.read(parts[:2], past)
+        decoder.read(parts[:2], past)
+    with pytest.raises(ValueError, match="not all empty"):
+        decoder.read([embeddings(1)[0, :0]] * 3, past)
+
+
+def test_more_than_one_step_holds(decoder, reference):
+    """A long prompt, and rows of which the last one alone is asked in the second step."""
+    x = embeddings(STEP + 40)
+    assert same(decoder.read(x, None), reference.read(x, None))
+    step, wanted = decoder.read(x[:, :12], None), reference.read(x[:, :12], None)
+    parts = [embeddings(STEP + 3, seed=1)[0], embeddings(9, seed=2)[0]]
+    assert same(decoder.read(parts, step.past), reference.read(parts, wanted.past))
 
 
 def test_places_grow_and_end(decoder, reference):
@@ -266,9 +260,8 @@ def test_places_grow_and_end(decoder, reference):
         assert same(step, wanted)
         past, expected = step.past, wanted.past
     assert past.lease.places.capacity == 2 * PLACES
-    full = decoder.read(embeddings(CONTEXT - past.length), past).past
-    with pytest.raises(PerceptionError, match=f"expected at most {CONTEXT} positions, found {CONTEXT + 1}"):
-        decoder.read(embeddings(1), full)
+    with pytest.raises(PerceptionError, match=f"expected at most {POSITIONS} positions of all rows together, found {POSITIONS + 1}"):
+        decoder.read(embeddings(POSITIONS + 1 - past.lengths[0]), past)
 
 
 def test_places_are_given_back_and_used_again(decoder):
@@ -329,19 +322,18 @@ def test_more_than_the_profile_holds(tiny, device):
 
 def test_an_engine_that_is_no_language_model(tiny, device):
     engine = HostEngine(gpu_graph(tiny.graph("location_head")), device, "location_head")
-    with pytest.raises(PerceptionError, match="expected the engine of a language model, found no input inputs_embeds"):
+    with pytest.raises(PerceptionError, match="expected the engine of a language model, found no input asked"):
         TensorRtDecoder(trt, engine, device, 0, "location_head")
 
 
-@pytest.mark.parametrize(("heads", "size", "rows", "positions"), [(3, 64, 1, 1), (3, 64, 12, 256), (32, 128, 1, 7), (1, 8, 5, 3)])
-def test_layout(heads, size, rows, positions):
-    names = ["inputs_embeds", "past_length", *(f"past_key_values.{i}.{kind}" for i in range(12) for kind in ("value", "key"))]
+@pytest.mark.parametrize(("heads", "size", "positions"), [(3, 64, 1), (3, 64, 256), (32, 128, 7), (1, 8, 3)])
+def test_layout(heads, size, positions):
+    names = ["inputs_embeds", "asked", *(f"past_key_values.{i}.{kind}" for i in range(12) for kind in ("value", "key"))]
     layout = Layout.of(names, heads, size, 2)
     assert layout.caches[:2] == ("past_key_values.0.key", "past_key_values.0.value") and layout.caches[-1] == "past_key_values.11.value"
     assert layout.new("past_key_values.3.key") == "new_key_values.3.key"
-    assert layout.block(rows, positions) % ALIGNED == 0
-    assert layout.block(rows, positions) >= rows * heads * positions * size * 2
-    assert layout.block(rows, positions) == layout.rows(rows, positions) * layout.pitch(positions)
+    assert layout.block(positions) % ALIGNED == 0 and layout.block(positions) >= heads * positions * size * 2
+    assert layout.block(positions) == layout.rows(positions) * layout.pitch(positions)
 
 
 def test_the_copy_has_the_size_that_the_driver_expects():
