@@ -1,5 +1,6 @@
 """Caption scores against cases worked out by hand. METEOR and the Treebank tokeniser run where Java is."""
 
+import functools
 import math
 
 import numpy as np
@@ -89,7 +90,8 @@ def test_meteor():
 def test_meteor_that_dies_is_an_error(monkeypatch):
     from pycocoevalcap.meteor import meteor
 
-    captions._meteor_process.cache_clear()
+    # Another process than the one that the other tests share and that takes seconds to start.
+    monkeypatch.setattr(captions, "_meteor_process", functools.lru_cache(captions._meteor_process.__wrapped__))
     monkeypatch.setattr(meteor, "METEOR_JAR", "not-there.jar")
     with pytest.raises(RuntimeError, match="METEOR failed"):
         captions.meteor_each(["a"], [["a"]])

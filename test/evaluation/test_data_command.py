@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,17 @@ from pixel_perception.evaluation.requests import Request
 from pixel_perception.models.configurations import configuration
 from pixel_perception.models.folder import save
 from pixel_perception.models.perception_model import PerceptionModel
+from pixel_perception.models.pixellm import images
+from pixel_perception.models.pixellm.model import Batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny networks gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +148,53 @@ def test_all_splits_but_train_without_split(capsys, models, make):
     assert "only the train split of ade20k" in line and "--split train" in line
 
 
+def test_masks_of_given_answers_are_those_of_the_networks_own_forward_pass(models):
+    predictor = open_network("pixellm-tiny", str(models["pixellm-tiny"]))
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    seen = predictor.look(image)
+    answer = predictor.answer(seen, Request("list", "The Mug and bowl", ("The Mug", "bowl")))[""]
+    question = "What is the mug and bowl in this image? Please output segmentation mask."
+    ids, _ = predictor.text.row([(question, "{seg} and {seg}.")])
+    frame, fitted = images.prepare(image, predictor.model.config.vision.side)
+    rows = torch.tensor([ids])
+    with torch.no_grad():
+        (masks,) = predictor.model(Batch(frame[None], [fitted], [(50, 70)], rows, torch.ones_like(rows, dtype=torch.bool), [0])).masks
+    assert len(answer.masks) == len(masks) == 2 and answer.text == "{seg} and {seg}."
+    assert np.allclose(np.stack(answer.masks), masks.numpy(), atol=1e-4)
+
+
+def test_muse_is_also_summed_up_over_both_of_its_test_splits(capsys, models, make):
+    folder = make("muse")
+    for split in ("less", "many"):
+        shutil.copy(folder / "muse_train.json", folder / f"muse_test_{split}.json")
+    table, _ = command(capsys, *TINY, "--weights", models["pixellm-tiny"], f"--data=muse={folder}", "--limit", 1, "--json")
+    report = json.loads(table.splitlines()[-1])
+    assert {name: count["requests"] for name, count in report["data"].items()} == {"muse/test_less": 2, "muse/test_many": 2, "muse/test": 4}
+    (judged,) = (f for f in report["figures"] if f["data"] == "muse/test" and f["metric"] == "judged_giou")
+    assert judged["published"][0]["value"] == 39.2
+
+
 def test_the_trace_of_a_given_text_has_a_place_for_every_word(models):
-    predictor = open_network("pixelllm-tiny", str(models["pixelllm-tiny"]), "cpu")
+    predictor = open_network("pixelllm-tiny", str(models["pixelllm-tiny"]))
     seen = predictor.look(np.full((60, 90, 3), 90, np.uint8))
     answers = predictor.answer(seen, Request("narrate", "a red mug on the table"))
     # The text is longer than the tiny network's 12 tokens: words behind them have no place.
     assert 1 <= len(answers[""].trace) <= 6 and answers[""].text == "a red mug on the table"
+    tokens = predictor.text.tokens("a red mug on the table", predictor.model.config.words)
+    first = [i for i, (_, begin, end) in enumerate(predictor.text.pieces("a red mug on the table"), start=1) if begin < 1 and end > 0]
+    with torch.no_grad():
+        model, rows = predictor.model, torch.tensor([[tokens]])
+        visual = model.extract(seen.features, model.whole_image(seen.features))
+        context = torch.tensor([[predictor.text.context("describe the image in detail", 8)]])
+        points = model.read(seen.features, visual, rows, context).fractions[0, 0, first].flatten(1)  # the states that have read it
+    low, high = (pick(points.view(-1, 2, 2), 1) for pick in (torch.amin, torch.amax))
+    assert np.allclose(answers[""].trace[0], torch.cat([low, high], -1).mean(0).numpy(), atol=1e-5)
     assert (answers[""].trace[:, 2:] >= answers[""].trace[:, :2]).all()
     assert set(answers) == {"", "generated"}
 
 
 def test_boxes_and_masks_are_those_of_the_source_image(models):
-    predictor = open_network("pixelllm-tiny", str(models["pixelllm-tiny"]), "cpu")
+    predictor = open_network("pixelllm-tiny", str(models["pixelllm-tiny"]))
     seen = predictor.look(np.full((300, 200, 3), 90, np.uint8))
     answer = predictor.answer(seen, Request("refer", "the red mug"))[""]
     assert answer.masks[0].shape == (300, 200)
