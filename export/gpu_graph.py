@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
 from pixel_perception.export.half import to_half
-from pixel_perception.export.language_graph import BLOCK, dequantize_int8, rotary_tables
+from pixel_perception.export.language_graph import BLOCK, BLOCK_OUTPUT, dequantize_int8, rotary_tables
 from pixel_perception.export.plain_graph import plain_graph
 
 
@@ -58,7 +58,7 @@ def _read_language(model: onnx.ModelProto) -> tuple[DecoderShape, dict[str, np.n
         node = producers[name]
         if node.op_type == "MatMul":
             return np.ascontiguousarray(array(node.input[1]).T)
-        if (_attribute(node, "bits"), _attribute(node, "block_size"), len(node.input)) != (8, BLOCK, 3):
+        if (_attribute(node, "bits"), len(node.input)) != (8, 3) or _attribute(node, "block_size") not in (BLOCK, BLOCK_OUTPUT):
             raise ValueError(f"{name} has {_attribute(node, 'bits')}-bit weights")
         return dequantize_int8(array(node.input[1]), array(node.input[2]))
 

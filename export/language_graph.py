@@ -7,7 +7,8 @@ Interface (S new positions, P positions before them, total = P + S, K of the new
        present.{i}.key/value (1, kv_heads, total, head_dim)
 
 The operators are those of ONNX Runtime's CPU and CUDA providers: GroupQueryAttention (rotary embedding, causal mask, bias and
-key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit weights in blocks of 32.
+key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit weights in blocks of 32
+(the output layer: 64).
 
 Several rows. GroupQueryAttention reads several positions after a past in one sequence only, so rows that share a prefix are
 packed into one, one row's positions behind the other's: `attention_bias` is 0 where a position may look and the lowest
@@ -33,6 +34,10 @@ OPSET = 20
 IR_VERSION = 10
 """Readable by every ONNX Runtime since 1.18."""
 BLOCK = 32
+"""Inputs that share a scale. With 64 a token is a tenth to a sixth faster, but hidden states drift more (cosine 0.9979 in place of
+0.9988, IoU of masks 0.985 in place of 0.991)."""
+BLOCK_OUTPUT = 64
+"""The same of the output layer, which no hidden state depends on; 32 where that does not divide its inputs."""
 PRECISIONS = ("int8", "fp32")
 
 
@@ -44,9 +49,7 @@ def quantize_int8(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, n
     """
     outputs, inputs = matrix.shape
     if inputs % block:
-        raise PerceptionError(
-            "INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}"
-        )
+        raise PerceptionError("INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}")
     blocks = matrix.reshape(outputs, inputs // block, block)
     scales = np.abs(blocks).max(-1) / 127
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
@@ -116,12 +119,12 @@ class GraphWriter:
         )
         return outputs[0]
 
-    def linear(self, x: str, weight: np.ndarray, name: str) -> str:
+    def linear(self, x: str, weight: np.ndarray, name: str, block: int = BLOCK) -> str:
         """x (..., inputs) times weight (outputs, inputs) transposed -> (..., outputs)."""
         outputs, inputs = weight.shape
         if self.precision == "fp32":
             return self.node("MatMul", [x, self.constant(name + ".weight", weight.T)], [name])
-        values, scales = quantize_int8(weight)
+        values, scales = quantize_int8(weight, block)
         packed = [self.constant(name + ".weight", values), self.constant(name + ".scales", scales)]
         return self.node(
             "MatMulNBits",
@@ -131,7 +134,7 @@ class GraphWriter:
             K=inputs,
             N=outputs,
             bits=8,
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=self.accuracy_level,
         )
 
@@ -195,7 +198,8 @@ def language_graph(
             g, skip, down, following, weights[following], norm, "hidden_states" if last else None
         )
     g.node("Gather", ["hidden_states", "asked"], ["asked_states"], axis=1)
-    g.linear("asked_states", weights.get("output", weights["embeddings"]), "logits")
+    block = BLOCK if shape.hidden % BLOCK_OUTPUT else BLOCK_OUTPUT
+    g.linear("asked_states", weights.get("output", weights["embeddings"]), "logits", block)
     return _model(g, shape)
 
 

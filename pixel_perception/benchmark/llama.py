@@ -83,8 +83,8 @@ def description() -> str:
 
 
 def write_gguf(bundle: Bundle, base: Path, path: Path) -> None:
-    """Write the bundle's language model (LoRA merged) as GGUF with Q8_0 tensors, which are blocks of 32 as its own are: the same
-    8-bit numbers, scales rounded to fp16. `base` is the GGUF file of the base model, whose metadata is kept."""
+    """Write the bundle's language model (LoRA merged) as GGUF with Q8_0 tensors: the same 8-bit numbers in blocks of 32, scales
+    rounded to fp16. `base` is the GGUF file of the base model, whose metadata is kept."""
     import onnx
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
     from onnx import numpy_helper
@@ -127,7 +127,9 @@ def _blocks(held: dict[str, np.ndarray], layer: str, part: str, fields: dict) ->
         name, *bounds = joined.get(ours, (ours, None, None))
         name, rows = f"layers.{layer}.{name}", slice(*bounds)
     values, scales = held[f"{name}.weight"][rows], held[f"{name}.scales"][rows]
-    scales = scales.reshape(values.shape[:2]).astype(np.float16)[..., None].view(np.uint8)
+    scales = scales.reshape(values.shape[:2]).astype(np.float16)
+    scales = np.repeat(scales, values.shape[-1] // 32, 1)[..., None].view(np.uint8)
+    values = values.reshape(len(values), -1, 32)
     return np.concatenate((scales, (values.astype(np.int16) - 128).astype(np.int8).view(np.uint8)), -1)
 
 

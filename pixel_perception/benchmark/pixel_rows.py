@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pixel_perception.benchmark import roofline
 from pixel_perception.benchmark.rows import Row, take_turns
 from pixel_perception.benchmark.subject import Subject
 from pixel_perception.runtime.instances import find
@@ -95,4 +96,6 @@ def follow(subject: Subject) -> list[Row]:
     ours, reference = (len(frames) / seconds[name] for name in ("follow", "ask"))
     height, width = frames[0].shape[:2]
     return [Row("follow_fps", ours, reference, "frames/s", ours / reference, subject.pixels(targets) / subject.machine.fp32 * ours,
-                f"{targets} targets, {len(frames)} frames of {width}x{height}; the reference asks every frame again.")]  # fmt: skip
+                f"{targets} targets, {len(frames)} frames of {width}x{height}; the reference asks every frame again.",
+                {"operators_ms": {name: roofline.operators(subject.bundle.graph(name), feeds, subject.threads)
+                                  for name, feeds in subject.pixel_feeds(targets).items()}})]  # fmt: skip

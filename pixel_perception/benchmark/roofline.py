@@ -82,24 +82,41 @@ def _product(threads: int, kind: type) -> float:
 def work_of(path: Path, feeds: Mapping[str, np.ndarray]) -> Work:
     """Count matrix products and convolutions of one run of a graph, from the shapes that a profile of it shows."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights have no shape to be counted by
+    operations = weights = 0.0
+    for event in _profiled(path, feeds, options, 1):
+        kind = event["args"]["op_name"]
+        inputs, outputs = ([next(iter(s.values())) for s in event["args"][f"{side}_type_shape"]] for side in ("input", "output"))
+        operations += _operations(kind, inputs, outputs)
+        if kind == "MatMulNBits":
+            weights += prod(inputs[1]) + 4 * prod(inputs[2])
+    return Work(operations, weights)
+
+
+def operators(path: Path, feeds: Mapping[str, np.ndarray], threads: int, runs: int = 20) -> dict[str, float]:
+    """Milliseconds of one run by kind of operator, the longest first: mean of `runs` that are profiled, after as many that warm
+    up. Profiling itself costs some microseconds for each operator, which are not in the figures."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    spent: dict[str, float] = {}
+    events = _profiled(path, feeds, options, 2 * runs)
+    for event in events[len(events) // 2 :]:
+        kind = event["args"]["op_name"]
+        spent[kind] = spent.get(kind, 0.0) + event["dur"] / 1000 / runs
+    return {kind: round(spent[kind], 3) for kind in sorted(spent, key=spent.get, reverse=True)}
+
+
+def _profiled(path: Path, feeds: Mapping[str, np.ndarray], options: ort.SessionOptions, runs: int) -> list[dict]:
+    """What ONNX Runtime's profile says of every operator that ran."""
     options.enable_profiling, options.log_severity_level = True, 4
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        session.run(None, dict(feeds))
+        for _ in range(runs):
+            session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text())
-    operations = weights = 0.0
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            kind = event["args"]["op_name"]
-            inputs, outputs = ([next(iter(s.values())) for s in event["args"][f"{side}_type_shape"]] for side in ("input", "output"))
-            operations += _operations(kind, inputs, outputs)
-            if kind == "MatMulNBits":
-                weights += prod(inputs[1]) + 4 * prod(inputs[2])
-    return Work(operations, weights)
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
 def _operations(kind: str, inputs: list[list[int]], outputs: list[list[int]]) -> float:

@@ -60,21 +60,30 @@ class Subject:
     @cached_property
     def token(self) -> roofline.Work:
         """What reading one token takes."""
-        graph = self.bundle.manifest.graphs["language_model"]
-        feeds = {}
-        for spec in graph.inputs:
-            sizes = {"past": 0} | {name: 1 for name in spec.shape if isinstance(name, str) and name != "past"}
-            feeds[spec.name] = np.zeros([sizes.get(n, n) for n in spec.shape], spec.dtype)
-        return roofline.work_of(self.bundle.graph("language_model"), feeds)
+        return roofline.work_of(self.bundle.graph("language_model"), self._zeros(1, 0))
+
+    def operators(self, count: int, before: int) -> dict[str, float]:
+        """Milliseconds of the language's operators while `count` positions are read after `before`."""
+        return roofline.operators(self.bundle.graph("language_model"), self._zeros(count, before), self.threads)
+
+    def _zeros(self, count: int, before: int) -> dict[str, np.ndarray]:
+        """Inputs of the language graph for `count` positions after `before`."""
+        sizes = {"step": count, "past": before, "total": before + count, "asked": 1}
+        inputs = self.bundle.manifest.graphs["language_model"].inputs
+        return {spec.name: np.zeros([sizes.get(n, n) for n in spec.shape], spec.dtype) for spec in inputs}
+
+    def pixel_feeds(self, targets: int) -> dict[str, dict[str, np.ndarray]]:
+        """Inputs of the graphs that a standing instruction of so many targets runs."""
+        image = self.bundle.manifest.image
+        return {
+            "image_encoder": {"image": np.zeros((1, image.height, image.width, 3), np.uint8)},
+            "pixel_decoder": self.encoded.features | {"queries": np.zeros((1, targets, 2, 128), np.float32)},
+        }
 
     def pixels(self, targets: int, whole: bool = False) -> float:
         """Operations of encoding a frame and decoding masks of `targets`; `whole`: with proposals and region prompts."""
-        image, features = self.bundle.manifest.image, self.encoded.features
-        maps = {name: features[name] for name in ("features_16", "features_8")}
-        feeds = {
-            "image_encoder": {"image": np.zeros((1, image.height, image.width, 3), np.uint8)},
-            "pixel_decoder": features | {"queries": np.zeros((1, targets, 2, 128), np.float32)},
-        }
+        maps = {name: self.encoded.features[name] for name in ("features_16", "features_8")}
+        feeds = self.pixel_feeds(targets)
         if whole:
             boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (1 + len(self.vision.objects(self.encoded).boxes), 1))
             rank = next(len(t.shape) for t in self.bundle.manifest.graphs["prompt_feature_extractor"].inputs if t.name == "boxes")

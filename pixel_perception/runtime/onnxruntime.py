@@ -163,21 +163,28 @@ class OnnxDecoder:
             seen, lengths = np.repeat(seen, rows, 0), lengths * rows
         if rows != len(lengths) or not any(counts):
             raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, found {rows} of {counts} positions")
-        owner = np.repeat(np.arange(rows), counts)
-        seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
+        positions = [np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)]
         kind = self._kinds["attention_bias"]
-        bias = np.zeros((1, 1, *seen[owner].shape), kind) if rows == 1 else np.where(seen[owner], kind(0), np.finfo(kind).min)[None, None]
+        if rows == 1:
+            seen = np.ones((1, lengths[0] + counts[0]), bool)
+            bias, asked = np.zeros((counts[0], seen.shape[1]), kind), np.array([counts[0] - 1])
+        else:
+            owner = np.repeat(np.arange(rows), counts)
+            seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
+            bias, asked = np.where(seen[owner], kind(0), np.finfo(kind).min), np.cumsum(counts)[np.flatnonzero(counts)] - 1
         feeds = {
-            "inputs_embeds": np.concatenate(parts).astype(self._kinds["inputs_embeds"])[None],
-            "position_ids": np.concatenate([np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)])[None],
-            "attention_bias": bias,
-            "asked": np.cumsum(counts)[np.flatnonzero(counts)] - 1,
+            "inputs_embeds": np.concatenate(parts)[None].astype(self._kinds["inputs_embeds"], copy=False),
+            "position_ids": np.concatenate(positions)[None],
+            "attention_bias": bias[None, None],
+            "asked": asked,
         }
         with _Reported():
             memory, logits, states = self._run(feeds, None if past is None else past.memory, seen.shape[1])
-        asked = iter(logits)
         after = OnnxPast(memory, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
-        return Step([next(asked) if c else logits[0, :0] for c in counts], np.split(states, np.cumsum(counts)[:-1]), after)
+        if rows == 1:
+            return Step(logits, states[None], after)
+        following = iter(logits)
+        return Step([next(following) if c else logits[0, :0] for c in counts], np.split(states, np.cumsum(counts)[:-1]), after)
 
     def _run(self, feeds: dict[str, np.ndarray], before: _Memory | None, total: int) -> tuple[_Memory, np.ndarray, np.ndarray]:
         """The memory written to, logits (asked, vocabulary) and states (positions, hidden)."""

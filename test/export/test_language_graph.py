@@ -188,13 +188,17 @@ def test_preallocated_key_values(exact):
     np.testing.assert_allclose(states, exact(x)[1], rtol=1e-3, atol=2e-4)
 
 
-def test_quantisation_is_within_half_a_step():
-    matrix = np.random.default_rng(0).normal(size=(40, 96)).astype(np.float32)
+@pytest.mark.parametrize(("inputs", "block"), [(96, 32), (128, 64)])
+def test_quantisation_is_within_half_a_step(inputs, block):
+    matrix = np.random.default_rng(0).normal(size=(40, inputs)).astype(np.float32)
     matrix[3] = 0
-    values, scales = quantize_int8(matrix)
-    step = np.repeat(scales, 32, axis=1)
+    values, scales = quantize_int8(matrix, block)
+    assert values.shape == (40, inputs // block, block)
+    step = np.repeat(scales, block, axis=1)
     assert (np.abs(dequantize_int8(values, scales) - matrix) <= 0.5001 * step).all()
     assert (dequantize_int8(values, scales)[3] == 0).all()
+    with pytest.raises(PerceptionError, match="has 100 inputs; expected a multiple of 32"):
+        quantize_int8(np.zeros((2, 100), np.float32))
 
 
 def test_lora_is_merged(llama):
