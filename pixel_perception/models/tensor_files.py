@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -107,13 +108,24 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises CheckpointError."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, found something else ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: those of its index, else every safetensors, else every bin file."""
     for index in sorted(folder.glob("*.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{index}: expected JSON with a weight_map from tensors to files") from None
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise CheckpointError(f"{index}: expected a weight_map from tensors to files, found {names!r}")
+        names = sorted(set(names.values()))
         files = [folder / name for name in names]
         if absent := [file.name for file in files if not file.is_file()]:
             raise CheckpointError(f"{index}: expected the files that it names, found no {', '.join(absent)}")

@@ -1,10 +1,11 @@
 """Tokenizers in local folders, whatever they were published as, and pieces of text with their places."""
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
+
+from pixel_perception.models.tensor_files import read_object
 
 FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "added_tokens.json")
 """What a tokenizer can consist of: one of the first four, and tokens that were added to it."""
@@ -40,7 +41,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     tokenizer.no_padding()
     added = folder / "added_tokens.json"
     if added.is_file():
-        for token, index in sorted(json.loads(added.read_text()).items(), key=lambda item: item[1]):
+        for token, index in sorted(read_object(added).items(), key=lambda item: item[1]):
             tokenizer.add_tokens([AddedToken(token, normalized=False)])
             if tokenizer.token_to_id(token) != index:
                 raise TokenizerError(f"{added}: expected id {tokenizer.token_to_id(token)} for {token!r}, found {index}")

@@ -256,6 +256,22 @@ def test_mistakes_are_one_sentence_each(release, tmp_path, capsys, monkeypatch):
     assert all(name in help_text for name in ("pixellm-13b", "LLaVA", "SAM"))
 
 
+def test_files_beside_the_weights_are_read_with_care(release, tmp_path, capsys):
+    inner = tmp_path / "release" / "hf_model"
+    for name, text, sentence in (
+        ("config.json", '{"num_attention_heads": 40}', "num_attention_heads: expected 4 as the configuration has, found 40"),
+        ("config.json", "[]", "config.json: expected a JSON object, found list"),
+        ("added_tokens.json", "{", "added_tokens.json: expected JSON, found something else"),
+        ("model.safetensors.index.json", '{"files": 1}', "expected a weight_map from tensors to files, found None"),
+    ):
+        before = (inner / name).read_text()
+        (inner / name).write_text(text)
+        run("pixellm-tiny", *release, "--dry-run", code=2)
+        told = capsys.readouterr().err
+        assert sentence in told and told.count("\n") == 1, told
+        (inner / name).write_text(before)
+
+
 def test_a_tokenizer_that_splits_the_codebook_stops_before_anything_is_read(release, tmp_path, capsys):
     added = tmp_path / "release" / "hf_model" / "added_tokens.json"
     known = json.loads(added.read_text())

@@ -1,6 +1,5 @@
 """What PixelLM's published folders say about sizes and token ids, and what a LLaVA model has to grow by."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pixel_perception.models.pixellm.decoder import PixelDecoderConfig
 from pixel_perception.models.pixellm.names import TOWER, plain_name
 from pixel_perception.models.pixellm.text import MARKS, codebook_names
 from pixel_perception.models.sam import TwoWayConfig
-from pixel_perception.models.tensor_files import CheckpointError
+from pixel_perception.models.tensor_files import CheckpointError, read_object
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -23,27 +22,28 @@ EMBEDDING = "model.embed_tokens.weight"
 def released(config: PixelLMConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> PixelLMConfig:
     """The configuration with the vocabulary and the codebook's ids that a release has; other sizes are checked with its tensors.
 
-    Raises CheckpointError when its tokenizer splits the codebook.
+    Raises CheckpointError when its tokenizer splits the codebook, or it has another number of attention heads.
     """
     rows = next((shape[0] for name, shape in shapes.items() if plain_name(name) == EMBEDDING), config.language.vocabulary)
     first = codebook_first(folder, config.codebook.length)
     # The codebook is added to the vocabulary last but for the two marks around the image.
     first = rows - len(MARKS) - config.codebook.length if first is None else first
-    return replace(config, language=replace(config.language, vocabulary=rows, **_language(folder)),
+    return replace(config, language=replace(config.language, vocabulary=rows, **_language(config, folder)),
                    codebook=replace(config.codebook, first=first))  # fmt: skip
 
 
 def grown(config: PixelLMConfig, shapes: Mapping[str, tuple[int, ...]], folder: Path, tokenizer: Tokenizer) -> PixelLMConfig:
     """The configuration of a LLaVA model that learns to segment: its vocabulary, then the codebook and the marks it lacks.
 
-    The tokenizer, LLaVA's own, gets the new tokens. Raises CheckpointError when it is not that of the embedding.
+    The tokenizer, LLaVA's own, gets the new tokens. Raises CheckpointError when it is not that of the embedding, or when the
+    model has another number of attention heads.
     """
     rows = next((shape[0] for name, shape in shapes.items() if plain_name(name) == EMBEDDING), 0)
     if tokenizer.get_vocab_size() != rows:
         raise CheckpointError(f"{folder}: expected a tokenizer of {rows} tokens as the embedding has, found {tokenizer.get_vocab_size()}")
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in codebook_names(config.codebook.length)])
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in MARKS if tokenizer.token_to_id(name) is None])
-    return replace(config, language=replace(config.language, vocabulary=tokenizer.get_vocab_size(), **_language(folder)),
+    return replace(config, language=replace(config.language, vocabulary=tokenizer.get_vocab_size(), **_language(config, folder)),
                    codebook=replace(config.codebook, first=rows))  # fmt: skip
 
 
@@ -54,9 +54,9 @@ def codebook_first(folder: Path, length: int) -> int | None:
     """
     known: dict[str, int] = {}
     if (path := folder / "tokenizer.json").is_file():
-        known |= {x["content"]: x["id"] for x in json.loads(path.read_text()).get("added_tokens", [])}
+        known |= {x["content"]: x["id"] for x in read_object(path).get("added_tokens", [])}
     if (path := folder / "added_tokens.json").is_file():
-        known |= json.loads(path.read_text())
+        known |= read_object(path)
     names = codebook_names(length)
     if not known.keys() & set(names):
         return None
@@ -66,10 +66,12 @@ def codebook_first(folder: Path, length: int) -> int | None:
     return ids[0]
 
 
-def _language(folder: Path) -> dict:
+def _language(config: PixelLMConfig, folder: Path) -> dict:
     path = folder / "config.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    ours = {"num_attention_heads": "heads", "rms_norm_eps": "eps", "max_position_embeddings": "context"}
+    stored = read_object(path) if path.is_file() else {}
+    if (heads := stored.get("num_attention_heads", config.language.heads)) != config.language.heads:  # no shape tells it
+        raise CheckpointError(f"{path}: num_attention_heads: expected {config.language.heads} as the configuration has, found {heads}")
+    ours = {"rms_norm_eps": "eps", "max_position_embeddings": "context"}
     return {name: stored[key] for key, name in ours.items() if key in stored}
 
 
