@@ -144,14 +144,15 @@ def set_error(msg: Perception, error: PerceptionError | None) -> None:
     msg.error_msg = error.message if error else ""
 
 
-def set_centroids(msg: Perception, points: Sequence[tuple[float, float, float] | str], frame_id: str) -> None:
-    """One point in metres, or the sentence why there is none, for each instance."""
+def set_centroids(msg: Perception, surfaces: Sequence[np.ndarray | str], frame_id: str) -> None:
+    """Centres of visible surfaces, (N, 3) points in metres; a sentence for an instance says why it has none."""
     msg.centroid_frame = frame_id
-    for instance, point in zip(msg.instances, points, strict=True):
-        if isinstance(point, str):
-            instance.has_centroid, instance.centroid_error = False, point
+    for instance, points in zip(msg.instances, surfaces, strict=True):
+        if isinstance(points, str):
+            instance.has_centroid, instance.centroid_error = False, points
         else:
-            instance.has_centroid, instance.centroid = True, Point(x=point[0], y=point[1], z=point[2])
+            x, y, z = points.mean(0).tolist()
+            instance.has_centroid, instance.centroid = True, Point(x=x, y=y, z=z)
 
 
 def label_image(instances: Sequence[pp.Instance], width: int, height: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 from rclpy.clock import Clock
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -15,7 +16,7 @@ from sensor_msgs.msg import Image
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.msg import Perception
-from pixel_perception.ros import messages
+from pixel_perception.ros import detections, messages
 from pixel_perception.ros.answers import Answer
 from pixel_perception.ros.conversions import mono16_to_image
 from pixel_perception.ros.depth import surface
@@ -39,22 +40,30 @@ class Outputs:
         names = {camera: f"~/{camera}/" if several else "~/" for camera in cameras}
         self._labels = {camera: self._publisher(Image, prefix + "instance_labels", 1) for camera, prefix in names.items()}
         self._overlays = {camera: self._publisher(Image, prefix + "overlay", 1) for camera, prefix in names.items()}
+        self._detections, self._detections_3d = {}, {}
+        if detections.INSTALLED:
+            for camera, prefix in names.items():
+                self._detections[camera] = self._publisher(detections.Detection2DArray, prefix + "detections", 5)
+                self._detections_3d[camera] = self._publisher(detections.Detection3DArray, prefix + "detections_3d", 5)
 
     def destroy(self) -> None:
         """Give the publishers back."""
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers.clear()
+        self._transforms.destroy()
 
     def publish(self, answer: Answer) -> tuple[Answer, Perception]:
         """Make the messages of an answer and send them; returns the answer (a centroid may have failed) and its message."""
         started = time.monotonic()
         msg = messages.answer_to_msg(answer)
         msg.info.backend = self._backend()
+        surfaces: list[np.ndarray | None] = []
         try:
             if answer.result is not None and answer.result.instances:
-                answer = self._place(answer, msg)
+                answer, surfaces = self._place(answer, msg)
             self._send(answer, msg, started)
+            self._send_detections(answer, msg, surfaces)
         except Exception as error:  # whatever it is, somebody may wait for the answer
             # Without a context the process is on its way out, and its threads learn of it last.
             if self._node.context.ok():
@@ -77,6 +86,15 @@ class Outputs:
         if drawn is not None:
             self._overlays[answer.camera].publish(drawn)
 
+    def _send_detections(self, answer: Answer, msg: Perception, surfaces: list[np.ndarray | None]) -> None:
+        if answer.result is None or answer.camera not in self._detections:
+            return
+        flat, deep = self._detections[answer.camera], self._detections_3d[answer.camera]
+        if flat.get_subscription_count():
+            flat.publish(detections.detections_2d(msg))
+        if deep.get_subscription_count():
+            deep.publish(detections.detections_3d(msg, surfaces))
+
     def _pictures(self, answer: Answer) -> tuple[Image | None, Image | None]:
         labels = self._labels.get(answer.camera)
         overlays = self._overlays.get(answer.camera)
@@ -88,8 +106,11 @@ class Outputs:
             drawn = overlay(answer)
         return picture, drawn
 
-    def _place(self, answer: Answer, msg: Perception) -> Answer:
-        """Give the instances centroids; a goal that asked for a frame fails when none of them has one."""
+    def _place(self, answer: Answer, msg: Perception) -> tuple[Answer, list[np.ndarray | None]]:
+        """Give the instances centroids; a goal that asked for a frame fails when none of them has one.
+
+        Returns the answer and for each instance its visible surface, (N, 3) points in metres, or None.
+        """
         settings, source = self._settings(), msg.header.frame_id
         target = answer.target_frame or source
         try:
@@ -100,17 +121,18 @@ class Outputs:
             matrix = self._transforms.matrix(target, source, msg.header.stamp, settings.tf_timeout)
         except PerceptionError as error:
             messages.set_centroids(msg, [error.message] * len(msg.instances), target)
-            return self._failed(answer, msg, error)
-        points, last = [], None
+            return self._failed(answer, msg, error), [None] * len(msg.instances)
+        found, last = [], None
         for instance in answer.result.instances:
             try:
-                points.append(moved(matrix, surface(instance.mask, depth, intrinsics).mean(0)))
+                found.append(moved(matrix, surface(instance.mask, depth, intrinsics)))
             except PerceptionError as error:
-                points.append(error.message)
+                found.append(error.message)
                 last = error
-        messages.set_centroids(msg, points, target)
-        nowhere = all(isinstance(point, str) for point in points)
-        return self._failed(answer, msg, last) if nowhere else answer
+        messages.set_centroids(msg, found, target)
+        surfaces = [None if isinstance(points, str) else points for points in found]
+        nowhere = all(points is None for points in surfaces)
+        return self._failed(answer, msg, last) if nowhere else answer, surfaces
 
     def _failed(self, answer: Answer, msg: Perception, error: PerceptionError) -> Answer:
         if not answer.target_frame or answer.error is not None:

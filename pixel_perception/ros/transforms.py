@@ -11,6 +11,9 @@ from rclpy.node import Node
 
 from pixel_perception.errors import PerceptionError
 
+FIRST = 2.0
+"""Seconds to wait for a transform the first time, when /tf and /tf_static have yet to be discovered."""
+
 
 class Transforms:
     """Listens to /tf from the first time that somebody needs another frame."""
@@ -19,6 +22,12 @@ class Transforms:
         self._node = node
         self._buffer = None
         self._listener = None
+
+    def destroy(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.unregister()
+        self._buffer = self._listener = None
 
     def matrix(self, target: str, source: str, stamp: Time, timeout: float) -> np.ndarray:
         """(3, 4) float64 that takes points of `source` to `target`.
@@ -35,6 +44,7 @@ class Transforms:
         if self._buffer is None:
             self._buffer = tf2_ros.Buffer()
             self._listener = tf2_ros.TransformListener(self._buffer, self._node)
+            timeout = max(timeout, FIRST)
         try:
             found = self._buffer.lookup_transform(target, source, stamp, Duration(seconds=timeout)).transform
         except tf2_ros.TransformException as error:
@@ -54,7 +64,6 @@ def pose_matrix(rotation: Sequence[float], translation: Sequence[float]) -> np.n
     ])  # fmt: skip
 
 
-def moved(matrix: np.ndarray, point: Sequence[float]) -> tuple[float, float, float]:
-    """A point (x, y, z) taken through a (3, 4) matrix."""
-    x, y, z = (matrix @ np.append(np.asarray(point, np.float64), 1.0)).tolist()
-    return x, y, z
+def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (..., 3) taken through a (3, 4) matrix."""
+    return np.asarray(points, np.float64) @ matrix[:, :3].T + matrix[:, 3]
