@@ -25,6 +25,9 @@ from pixel_perception.ros.overlay import overlay
 from pixel_perception.ros.parameters import Settings
 from pixel_perception.ros.transforms import Transforms, moved
 
+ORDINARY = ("NOTHING_FOUND", "CANCELLED", "PREEMPTED")
+"""Ends of a request that are nobody's fault, and not worth a warning."""
+
 
 class Outputs:
     """Publishers of the node and the steps from an answer to its messages. Used by the worker threads."""
@@ -70,7 +73,7 @@ class Outputs:
                 self._node.get_logger().error(f"Could not publish an answer:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
                 answer = replace(answer, error=answer.error or PerceptionError("INTERNAL", f"{type(error).__name__}: {error}"))
                 messages.set_error(msg, answer.error)
-        if answer.error is not None and answer.error.code != "NOTHING_FOUND":
+        if answer.error is not None and answer.error.code not in ORDINARY:
             self._node.get_logger().warning(f"{answer.query_id}: {answer.error}", throttle_duration_sec=1.0)
         return answer, msg
 
