@@ -7,8 +7,9 @@ Interface (S new positions, P positions before them, total = P + S, K of the new
        present.{i}.key/value (1, kv_heads, total, head_dim)
 
 The operators are those of ONNX Runtime's CPU and CUDA providers: GroupQueryAttention (rotary embedding, causal mask, bias and
-key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit weights in blocks of 32
-(the output layer: 64).
+key/value append in one), SkipSimplifiedLayerNormalization, and MatMulNBits with 8-bit or 4-bit weights in blocks of 32 (the
+output layer: 64): those that onnxruntime-genai's model builder writes. The graph is written here instead because that takes no
+torch and no further package on the machine that assembles, gives the same bytes on every machine, and takes packed rows.
 
 Several rows. GroupQueryAttention reads several positions after a past in one sequence only, so rows that share a prefix are
 packed into one, one row's positions behind the other's: `attention_bias` is 0 where a position may look and the lowest
@@ -21,6 +22,10 @@ as the longest sequence (its third axis then counts capacity, and the last axis 
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -38,7 +43,9 @@ BLOCK = 32
 0.9988, IoU of masks 0.985 in place of 0.991)."""
 BLOCK_OUTPUT = 64
 """The same of the output layer, which no hidden state depends on; 32 where that does not divide its inputs."""
-PRECISIONS = ("int8", "fp32")
+PRECISIONS = ("int8", "int4", "fp32")
+LARGE = 1 << 12
+"""Bytes from which an initializer is written beside a graph that has a file for that."""
 
 
 def quantize_int8(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +67,29 @@ def quantize_int8(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, n
 def dequantize_int8(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Inverse of `quantize_int8`: (outputs, inputs) fp32."""
     return ((values.astype(np.float32) - 128) * scales[..., None]).reshape(len(values), -1)
+
+
+def quantize_int4(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 4-bit quantisation in blocks along the input axis, as MatMulNBits reads it.
+
+    matrix (outputs, inputs) fp32 -> weights uint8 (outputs, inputs / block, block / 2), two to a byte, the earlier in its low
+    half, -7..7 around 8; scales fp32 (outputs, inputs / block). Largest error: half a scale, scale = largest magnitude of
+    the block / 7.
+    """
+    outputs, inputs = matrix.shape
+    if inputs % block:
+        raise PerceptionError("INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}")
+    blocks = matrix.reshape(outputs, inputs // block, block)
+    scales = np.abs(blocks).max(-1) / 7
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    values = (np.rint(blocks * inverse[..., None]) + 8).astype(np.uint8)
+    return values[..., ::2] | values[..., 1::2] << 4, scales.astype(np.float32)
+
+
+def dequantize_int4(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Inverse of `quantize_int4`: (outputs, inputs) fp32."""
+    halves = np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:2], -1)
+    return ((halves.astype(np.float32) - 8) * scales[..., None]).reshape(len(values), -1)
 
 
 def merge_lora(
@@ -100,13 +130,26 @@ def merge_lora(
 class GraphWriter:
     """Nodes and initializers of a graph under construction."""
 
-    def __init__(self, precision: str = "fp32", accuracy_level: int = 4):
+    def __init__(self, precision: str = "fp32", accuracy_level: int = 4, beside: BinaryIO | None = None):
+        """`beside`: an open file that takes the large initializers, so that no more than one is in memory (ONNX external data,
+        which graphs beyond 2 GB must have)."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.precision, self.accuracy_level = precision, accuracy_level
+        self.precision, self.accuracy_level, self._beside = precision, accuracy_level, beside
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(np.require(value, requirements="C"), name))
+        value = np.require(value, requirements="C")
+        if self._beside is None or value.nbytes < LARGE:
+            self.initializers.append(numpy_helper.from_array(value, name))
+            return name
+        self._beside.write(b"\0" * (-self._beside.tell() % 4096))  # pages, so that a runtime can map it
+        tensor = TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": Path(self._beside.name).name, "offset": self._beside.tell(), "length": value.nbytes}
+        for key, entry in place.items():
+            tensor.external_data.add(key=key, value=str(entry))
+        self._beside.write(value.data)
+        self.initializers.append(tensor)
         return name
 
     def unique(self, value: np.ndarray) -> str:
@@ -124,7 +167,7 @@ class GraphWriter:
         outputs, inputs = weight.shape
         if self.precision == "fp32":
             return self.node("MatMul", [x, self.constant(name + ".weight", weight.T)], [name])
-        values, scales = quantize_int8(weight, block)
+        values, scales = (quantize_int4 if self.precision == "int4" else quantize_int8)(weight, block)
         packed = [self.constant(name + ".weight", values), self.constant(name + ".scales", scales)]
         return self.node(
             "MatMulNBits",
@@ -133,7 +176,7 @@ class GraphWriter:
             MICROSOFT,
             K=inputs,
             N=outputs,
-            bits=8,
+            bits=4 if self.precision == "int4" else 8,
             block_size=block,
             accuracy_level=self.accuracy_level,
         )
@@ -147,20 +190,22 @@ def rotary_tables(shape: DecoderShape) -> tuple[np.ndarray, np.ndarray]:
 
 
 def language_graph(
-    shape: DecoderShape, weights: dict[str, np.ndarray], precision: str = "int8", accuracy_level: int = 4
+    shape: DecoderShape, weights: Mapping[str, np.ndarray], precision: str = "int8", accuracy_level: int = 4,
+    beside: BinaryIO | None = None,
 ) -> onnx.ModelProto:
     """Build the decoder graph.
 
-    weights as in `base_weights.BaseLanguage` (LoRA merged). The output layer is "output" (vocabulary, hidden) where
-    there is one, else the embedding table, which as input table stays outside the graph. precision "int8" (MatMulNBits)
-    or "fp32" (MatMul, the reference of tests). accuracy_level 4 computes in int8; other levels are many times slower.
+    weights as in `base_weights.BaseLanguage` (LoRA merged); each is asked for once, layer by layer. The output layer is
+    "output" (vocabulary, hidden) where there is one, else the embedding table, which as input table stays outside the
+    graph. precision "int8" or "int4" (MatMulNBits) or "fp32" (MatMul, the reference of tests). accuracy_level 4 computes
+    in int8; other levels are many times slower. `beside` as in `GraphWriter`.
     """
     if precision not in PRECISIONS:
         expected = ", ".join(PRECISIONS)
         raise PerceptionError(
             "INVALID_BUNDLE", f"language precision is {precision!r}; expected one of {expected}"
         )
-    g = GraphWriter(precision, accuracy_level)
+    g = GraphWriter(precision, accuracy_level, beside)
     cos, sin = rotary_tables(shape)
     g.constant("cos_cache", cos)
     g.constant("sin_cache", sin)
@@ -199,7 +244,7 @@ def language_graph(
         )
     g.node("Gather", ["hidden_states", "asked"], ["asked_states"], axis=1)
     block = BLOCK if shape.hidden % BLOCK_OUTPUT else BLOCK_OUTPUT
-    g.linear("asked_states", weights.get("output", weights["embeddings"]), "logits", block)
+    g.linear("asked_states", weights["output" if "output" in weights else "embeddings"], "logits", block)
     return _model(g, shape)
 
 

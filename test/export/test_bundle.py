@@ -75,8 +75,8 @@ def test_assembled_bundle(bundle, parts):
     np.testing.assert_array_equal(language["embeddings"][-5:], trained[ADDED])
     np.testing.assert_array_equal(language["codebook_output"], trained[OUTPUT].astype(np.float32))
     spec = manifest.graphs["language_model"]
-    assert spec.precision == "int8" and len(spec.inputs) == 2 + 2 * LAYERS
-    assert {t.name: t.shape for t in spec.outputs}["logits"] == ("batch", 1, 49152)
+    assert spec.precision == "int8" and len(spec.inputs) == 4 + 2 * LAYERS
+    assert {t.name: t.shape for t in spec.outputs}["logits"] == (1, "asked", 49152)
 
 
 def test_graphs_run_and_hold_only_fp32_weights(bundle):

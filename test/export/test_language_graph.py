@@ -226,5 +226,5 @@ def test_lora_that_does_not_fit(llama, change):
 
 
 def test_unknown_precision(llama):
-    with pytest.raises(PerceptionError, match="'int3'; expected one of int8, fp32"):
+    with pytest.raises(PerceptionError, match="'int3'; expected one of int8, int4, fp32"):
         language_graph(SHAPE, weights_of(llama), "int3")
