@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.dry_run and not arguments.out:
         parser.error("expected --out FOLDER or --dry-run, found neither")
+    if arguments.out:
+        folders.expect_free(arguments.out)  # before minutes of reading
 
     config = configuration(arguments.configuration)
     with torch.device("meta"):
@@ -100,7 +102,7 @@ def convert(config: PixelLMConfig | PixelLLMConfig, sources: Sequence[Source], t
         rows = plan(PerceptionModel.of(config), *sources)
     # Ours alone in a release are constants, set when the network is built.
     drawn = any(row.status in ("fresh", "grow") and not row.ours.startswith(("fusion.", "decoder.scale_weights")) for row in rows)
-    with folders.building(dtype or sources[0].dtype, initial=drawn):
+    with folders.building(dtype or next(source.dtype for source in sources if source.shapes), initial=drawn):
         model = PerceptionModel.of(config)
     load(model, *sources)
     records = [source.record() for source in sources]

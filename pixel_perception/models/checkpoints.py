@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pixel_perception.bundle import file_digest
 from pixel_perception.models.compact import Compact
@@ -59,7 +60,7 @@ class Source:
         """What is written down of it: name, layout, commit, and the SHA-256 of every file that was read."""
         files = self.tensors.files if isinstance(self.tensors, Folder) else []
         return {"source": self.name, "layout": self.layout.title, "revision": self.revision,
-                "files": {path.name: file_digest(path) for path in files}}  # fmt: skip
+                "files": {path.name: file_digest(path) for path in tqdm(files, desc="sha256", unit="file", disable=None)}}  # fmt: skip
 
 
 def layouts_of(kind: type[PerceptionModel]) -> Sequence[Layout]:
@@ -112,9 +113,8 @@ def load(model: PerceptionModel, *sources: Source, whole: bool = True) -> list[R
             lora.setdefault(row.ours, {})["A" if ".lora_A." in row.published else "B"] = source.tensors[row.published].float()
     state = model.state_dict()
     with torch.no_grad():
-        for row, source, place in steps:
-            if place is None:
-                continue
+        # A bar only where somebody watches: 13 billion numbers take minutes.
+        for row, source, place in tqdm([step for step in steps if step[2]], desc="load", unit="tensor", disable=None):
             value = place.turn(torch.as_tensor(source.tensors[row.published]))
             target = state[row.ours] if place.slot is None else state[row.ours][place.slot]
             if value.shape != target.shape:

@@ -34,9 +34,7 @@ def save(model: PerceptionModel, folder: str | Path, tokenizer: str | Path | Non
     are recorded as they are. Raises CheckpointError when the folder holds anything but a model, or the model has other
     tensors than its configuration says (adapters that are not merged).
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():
-        raise CheckpointError(f"{folder}: expected no folder, an empty one or one with {DESCRIPTION}, found other files")
+    folder = expect_free(folder)
     base = model.language.base.config.to_dict() if isinstance(model, Compact) and model.language is not None else None
     with torch.device("meta"):
         expected = _build(model.config, base).state_dict().keys()
@@ -59,6 +57,14 @@ def save(model: PerceptionModel, folder: str | Path, tokenizer: str | Path | Non
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def expect_free(folder: str | Path) -> Path:
+    """The folder, where a model may be written to. Raises CheckpointError when it holds anything but a model."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir()))):
+        raise CheckpointError(f"{folder}: expected no folder, an empty one or one with {DESCRIPTION}, found other files")
     return folder
 
 

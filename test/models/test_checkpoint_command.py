@@ -238,6 +238,7 @@ def test_mistakes_are_one_sentence_each(release, tmp_path, capsys, monkeypatch):
         (["pixellm-70b", release[0], "--dry-run"], "configuration: expected one of compact, "),
         (["compact", release[0], "--dry-run"], "compact: it has no published layout"),
         (["pixellm-tiny", "no/such-model", "--dry-run"], "no/such-model: expected a folder, or a repository that the hub gives"),
+        (["pixellm-tiny", *release, "--out", tmp_path / "clip"], "expected no folder, an empty one or one with model.json, found other"),
         (["pixellm-tiny", "nowhere", "--dry-run"], "nowhere: expected a folder or a repository"),
         (["pixellm-tiny", tmp_path / "empty", "--dry-run"], "expected weights (*.safetensors or *.bin), found none"),
         (["pixellm-tiny", tmp_path / "torn", "--dry-run"], "expected safetensors, found a file that cannot be read as such"),
