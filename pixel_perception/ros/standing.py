@@ -29,6 +29,8 @@ class View:
     failed: bool = False
     lost: bool = False
     """A score has fallen so far that language must look again."""
+    refreshed: bool = False
+    """Language has looked again on a frame older than the last that was answered; the next answer tells of it."""
     seen: int = 0
     """Number of the last frame that was answered."""
     followed: float = 0.0

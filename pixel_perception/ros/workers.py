@@ -221,7 +221,7 @@ class Workers:
                 if not wanted or token.reason in ("preempted", "deactivated"):
                     return  # nobody wants it any more, or a goal came between and it is still due
                 answer, decided = self._adopt(standing, view, answer)
-                stale = view.seen > frame.number
+                stale = view.refreshed = view.seen > frame.number
                 view.seen = max(view.seen, frame.number)
                 self._changed.notify_all()
             if stale:
@@ -327,4 +327,5 @@ class Workers:
                     return  # language has looked again meanwhile; the next frame shows what it found
                 if view.lost:
                     self._changed.notify_all()
+                answer, view.refreshed = replace(answer, language_ran=view.refreshed), False
             self._publish(answer)
