@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime import huge_pages
 from pixel_perception.runtime.session import Step
 
 MOST_THREADS = 8
@@ -26,7 +27,7 @@ _CACHE = ("past_key_values.", "present.")
 
 
 class OnnxRuntime:
-    """Backend: one thread pool per graph, none of which spins while it waits."""
+    """Backend: one thread pool per graph, which spins only while its graph runs."""
 
     def __init__(self, threads: int | None = None, provider: str = "cpu") -> None:
         """`threads` per graph; None takes every core that this process may use, at most `MOST_THREADS`. `provider` is "cpu" or
@@ -49,7 +50,11 @@ class OnnxRuntime:
 
     def decoder(self, path: Path) -> OnnxDecoder:
         """See `Backend.decoder`."""
-        return OnnxDecoder(self._open(path), path, "cpu" if self._provider == _PROVIDERS["cpu"] else "cuda")
+        cpu = self._provider == _PROVIDERS["cpu"]
+        decoder = OnnxDecoder(self._open(path), path, "cpu" if cpu else "cuda")
+        if cpu and path.stat().st_size >= huge_pages.LEAST:
+            huge_pages.advise()
+        return decoder
 
     def _open(self, path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -58,7 +63,6 @@ class OnnxRuntime:
         # Hundreds of short operators make one token: threads that spin from one to the next save a third of the time. They must
         # not spin on when the graph is done: language, pixels and the rest of the robot share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors come as exceptions
         try:
