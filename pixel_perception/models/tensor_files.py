@@ -120,7 +120,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: those of its index, else every safetensors, else every bin file."""
+    """The weight files of a folder: those of its index, else `model.safetensors`, every safetensors or every bin file."""
     for index in sorted(folder.glob("*.index.json")):
         names = read_object(index).get("weight_map")
         if not isinstance(names, dict):
@@ -130,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
         if absent := [file.name for file in files if not file.is_file()]:
             raise CheckpointError(f"{index}: expected the files that it names, found no {', '.join(absent)}")
         return files
-    for pattern in ("*.safetensors", "*.bin"):
+    for pattern in ("model.safetensors", "*.safetensors", "pytorch_model.bin", "*.bin"):  # others may be copies in another layout
         if files := sorted(folder.glob(pattern)):
             return files
     raise CheckpointError(f"{folder}: expected weights (*.safetensors or *.bin), found none")

@@ -107,7 +107,7 @@ def test_the_published_sizes_map_without_memory(named):
 def test_named_sizes_are_the_published_ones(named):
     with torch.device("meta"):
         model = PixelLM(getattr(PixelLMConfig, named)())
-    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    millions = model.millions()
     assert millions["decoder"] == pytest.approx(7.57, abs=0.01)
     if named == "pixellm_7b":
         assert millions["to_text"] == millions["to_decoder"] == pytest.approx(41.96, abs=0.01)
@@ -190,6 +190,12 @@ def test_unusable_folders(tmp_path):
         Folder(tmp_path)
     with pytest.raises(CheckpointError, match="not a PixelLM checkpoint"):
         config_from_shapes({"weight": (1,)}, PixelLMConfig())
+
+
+def test_copies_under_other_names_are_left_alone(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"visual.trunk.a": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
+    assert list(Folder(tmp_path)) == ["a"]
 
 
 def test_pickled_code_is_never_run(tmp_path):
