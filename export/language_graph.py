@@ -39,8 +39,8 @@ OPSET = 20
 IR_VERSION = 10
 """Readable by every ONNX Runtime since 1.18."""
 BLOCK = 32
-"""Inputs that share a scale. With 64 a token is a tenth to a sixth faster, but hidden states drift more (cosine 0.9979 in place of
-0.9988, IoU of masks 0.985 in place of 0.991)."""
+"""Inputs that share a scale. With 64 a token takes a tenth to a sixth less time, but the masks leave the gate of parity: on the
+demo's pictures a mean IoU of 0.971 in place of 0.982."""
 BLOCK_OUTPUT = 64
 """The same of the output layer, which no hidden state depends on; 32 where that does not divide its inputs."""
 PRECISIONS = ("int8", "int4", "fp32")

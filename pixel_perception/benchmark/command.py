@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("pixel-perception bench", description=DESCRIPTION + "\n\nrows: " + ", ".join(BARS))
     parser.add_argument("bundle", nargs="?", help="bundle; without it $PIXEL_PERCEPTION_BUNDLE, else the one in the cache")
     parser.add_argument("--json", action="store_true", help='print {"rows": [...]} instead of the table')
-    parser.add_argument("--out", metavar="DIR", help="write bench.json after every row, and bench.png; rows that it already holds "
-                        "and that are not measured now are kept")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="write bench.json after every row, then bench.txt and bench.png; rows in it "
+                        "that are not measured now are kept")  # fmt: skip
     parser.add_argument("--rows", metavar="NAME,...", help="measure these rows only")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns that each contestant of a row takes")
     parser.add_argument("--instruction", default=INSTRUCTION, help="what is asked; three targets in the recording's first frame")
@@ -66,14 +66,13 @@ def main(argv: Sequence[str]) -> int:
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
             store.write_text(json.dumps({"rows": [_plain(row) for row in rows.values()], "about": about}, indent=1) + "\n")
-    if arguments.json:
-        print(json.dumps({"rows": [_plain(row) for row in rows.values()]}))
-    else:
-        print("\n".join(f"{name}: {value}" for name, value in about.items() if name not in ("load", "machine")))
-        print(f"{', '.join(f'{n} {v}' for n, v in about['machine'].items())}\n\n{table(rows)}")
+    told = [f"{name}: {value}" for name, value in about.items() if name not in ("load", "machine")]
+    told += [", ".join(f"{name} {value}" for name, value in about["machine"].items()), "", table(rows)]
+    print(json.dumps({"rows": [_plain(row) for row in rows.values()]}) if arguments.json else "\n".join(told))
     if store:
         from pixel_perception.benchmark.plot import plot
 
+        store.with_suffix(".txt").write_text("\n".join(told) + "\n")
         plot(rows, f"{about['device']}, {subject.threads} threads", store.with_suffix(".png"))
     return 0
 

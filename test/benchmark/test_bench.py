@@ -53,6 +53,7 @@ def test_surroundings_are_recorded(measured):
     about, out = measured[0]["about"], measured[1]
     assert about["threads"] == 1 and about["versions"]["onnxruntime"] and about["load"].keys() == BARS.keys()
     assert about["command"].startswith("pixel-perception bench ") and about["device"]
+    assert "follow_fps" in (out / "bench.txt").read_text()
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
