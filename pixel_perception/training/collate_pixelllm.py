@@ -196,7 +196,7 @@ def fill(batch: Batch, b: int, p: int, text: Text) -> None:
         batch.boxes[b, p] = torch.tensor(text.box)
     if batch.masks is not None and text.mask is not None:
         height, width = text.mask.shape
-        batch.masks[b, p, :height, :width] = torch.from_numpy(text.mask)
+        batch.masks[b, p, :height, :width] = torch.from_numpy(text.mask.copy())
 
 
 def seen(box: Box | None) -> Box | None:

@@ -57,9 +57,9 @@ def open_course(config: TrainConfig, data: Sequence[str], folder: Path, processe
     lessons = importlib.import_module(f"pixel_perception.training.{config.system}_lesson")
     for name, task in tasks.items():
         lessons.check(config, name, task[0])
-    if check:
-        sound(tasks, folder / "checked.json", processes)
     lesson = lessons.build(config)
+    if check:  # last, as it may take minutes
+        sound(tasks, folder / "checked.json", processes)
     weights, collate = {name: config.data[name] for name in tasks}, lesson.collate()
     mixture = Mixture(tasks, weights, config.seed, processes.rank, processes.count)
 

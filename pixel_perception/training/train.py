@@ -59,6 +59,10 @@ class Run:
             self.monitor.say(f"{self.folder}: finished already, after step {progress.step}")
             self.monitor.close()
             return
+        if self.processes.count > 1:
+            how = "which share the weights" if self.processes.sharded else "with a copy of the weights each"
+            share = f"{self.accumulated} x {self.config.batch.micro} samples"
+            self.monitor.say(f"{self.processes.count} processes {how}, {share} a step in each")
         if progress.step:
             self.monitor.say(f"{self.folder}: going on after step {progress.step}")
         started, last_save = time.monotonic() - 60 * progress.minutes, progress.minutes
