@@ -23,7 +23,7 @@ COMMANDS = {
     "bench": ("pixel_perception.benchmark.command", "main", "measure speed and memory beside what they are compared with"),
     "simulate": ("pixel_perception.commands", "simulate", "render scenes with ground truth"),
     "data": ("pixel_perception.training.tasks.check", "main", "check a data set's folder, or show what a model would see of it"),
-    "train": ("pixel_perception.training.train", "main", "train the compact model"),
+    "train": ("pixel_perception.training.train", "main", "teach a network what a configuration says: both papers' and the compact one"),
     "export": ("pixel_perception.export.command", "main", "turn a checkpoint into the parts that a bundle needs"),
     "build-engines": ("pixel_perception.export.engines", "main", "build a bundle's TensorRT engines before they are needed"),
     "parity": ("pixel_perception.export.parity", "main", "compare a bundle with the torch model it came from"),
@@ -36,7 +36,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "train", "transformers": "train", "peft": "train", "onnxscript": "export", "mujoco": "bench", "scipy": "bench",
     "pycocotools": "train", "pycocoevalcap": "train", "tensorboard": "train", "psutil": "bench", "matplotlib": "bench",
-    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt", "llama_cpp": "bench",
+    "accelerate": "train", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt", "llama_cpp": "bench",
 }  # fmt: skip
 """Which extra of the package brings a module."""
 

@@ -48,9 +48,8 @@ class CompactLesson(Lesson):
 
     def finish(self, weights: dict[str, Tensor], path: Path) -> None:
         """weights.safetensors: everything but the base language model."""
-        base = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith(self.borrowed)}
         partial = path.with_suffix(".partial")
-        save_file({name: tensor for name, tensor in weights.items() if name not in base}, partial)
+        save_file(weights, partial)
         partial.replace(path)
 
 

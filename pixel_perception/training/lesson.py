@@ -62,7 +62,7 @@ class Lesson(nn.Module, ABC):
 
     @abstractmethod
     def finish(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Write `product` from all tensors of the lesson."""
+        """Write `product`; `weights` are all tensors that were not borrowed."""
 
     def _idle(self) -> Tensor:
         """Zero, by way of every parameter that learns: a batch without masks leaves the mask decoder out, and processes that

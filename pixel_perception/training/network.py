@@ -52,9 +52,17 @@ def tokenizer(config: TrainConfig) -> Path:
 
 
 def finish(config: TrainConfig, network: Config, weights: Mapping[str, Tensor], path: Path) -> None:
-    """The folder of a model with these weights, in the precision that it began with."""
-    kind = folder.describe(config.start)["dtype"] if config.start else "float32"
-    with torch.device("meta"):
-        model = PerceptionModel.of(network)
-    model.load_state_dict({name: t.to(getattr(torch, kind)) for name, t in weights.items()}, assign=True)
+    """The folder of a model: `start` (in its own precision) with `weights` put into it, low-rank updates added to what they update."""
+    model = folder.load(config.start) if config.start else PerceptionModel.of(network)
+    model.config = network
+    own, lora = model.state_dict(), config.lora
+    with torch.no_grad():  # a state dict shares its storage with the model
+        for name, tensor in weights.items():
+            if ".lora_" not in name or name in own:
+                own[name.replace(".base_layer.", ".")].copy_(tensor)
+        for name, down in weights.items():
+            if lora is not None and name.endswith(".lora_A.default.weight"):
+                stem = name.removesuffix(".lora_A.default.weight")
+                base = own[f"{stem}.weight"]
+                base.copy_(base.float() + lora.alpha / lora.rank * (weights[f"{stem}.lora_B.default.weight"] @ down))
     folder.save(model, path, tokenizer(config), [{"training": config.to_dict()}])

@@ -71,8 +71,7 @@ class PixelLLMLesson(Lesson):
 
     def finish(self, weights: dict[str, Tensor], path: Path) -> None:
         """The folder of the model."""
-        plain = {name.removeprefix("model."): t for name, t in weights.items()}
-        network.finish(self.config, self.model.config, plain, path)
+        network.finish(self.config, self.model.config, {name.removeprefix("model."): t for name, t in weights.items()}, path)
 
     def _narrated(self, features: Features, visual: VisualTokens, batch: PixelLLMBatch) -> list[Picture]:
         tensors, pictures = batch.tensors, []

@@ -68,8 +68,7 @@ class PixelLMLesson(Lesson):
 
     def finish(self, weights: dict[str, Tensor], path: Path) -> None:
         """The folder of the model, LoRA merged into its base."""
-        plain = merged({name.removeprefix("model."): t for name, t in weights.items()}, self.config.lora)
-        network.finish(self.config, self.model.config, plain, path)
+        network.finish(self.config, self.model.config, {name.removeprefix("model."): t for name, t in weights.items()}, path)
 
     def _picture(self, pixels: np.ndarray, image: int, row: Lines, truth: Tensor, features: ImageFeatures, batch: PixelLMBatch) -> Picture:
         model, asked = self.model, row.rounds[0]
@@ -118,18 +117,6 @@ def choose(model: PixelLM, options: Options) -> None:
     for name, parameter in model.named_parameters():
         learns = name.startswith(options.learns) and not name.startswith(options.frozen or ("\0",))
         parameter.requires_grad_("lora_" in name or (bool(options.learns) and learns))
-
-
-def merged(weights: dict[str, Tensor], lora: Lora | None) -> dict[str, Tensor]:
-    """Weights by the network's own names: low-rank updates added to what they update."""
-    out = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
-    for name, down in weights.items():
-        if lora and name.endswith(".lora_A.default.weight"):
-            stem = name.removesuffix(".lora_A.default.weight")
-            update = (lora.alpha / lora.rank) * (weights[f"{stem}.lora_B.default.weight"].float() @ down.float())
-            base = out[f"{stem}.weight"]
-            out[f"{stem}.weight"] = (base.float() + update).to(base.dtype)
-    return out
 
 
 def tinted(pixels: np.ndarray, masks: Tensor) -> np.ndarray:

@@ -49,15 +49,16 @@ class RunState:
 
     def save(self, progress: Progress, data: Mapping[str, Any]) -> None:
         """Every process must call it; the first writes. Raises StateError when that fails; the state before is still whole then."""
-        weights, moments = self._gather()
+        weights, moments = self.weights(), self._moments()
         if self.processes.main:
             facts = {"step": progress.step, "samples": progress.samples, "minutes": progress.minutes, "data": dict(data)}
             write(self.folder, progress.step, weights, moments, facts)
         self.processes.wait()
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors of the network, whole and on the CPU. Every process must ask."""
-        return {name: whole(t) for name, t in self.network.state_dict().items()}
+        """What is saved of the network, whole and on the CPU; empty in all processes but the first. Every process must ask."""
+        own = self.network.state_dict()
+        return self._whole({name: own[name] for name in self.names})
 
     def restore(self) -> tuple[Progress, dict[str, Any]] | None:
         """Load the newest state: progress, and what `data` was. None when there is no state. Raises StateError."""
@@ -79,16 +80,18 @@ class RunState:
             self.optimiser.state[parameter][kind] = placed
         return Progress(facts["step"], facts["samples"], facts["minutes"]), facts["data"]
 
-    def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        own = self.network.state_dict()
-        weights = {name: whole(own[name]) for name in self.names}
+    def _moments(self) -> dict[str, Tensor]:
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        moments = {
-            f"{names[id(parameter)]}:{kind}": whole(value)
+        return self._whole({
+            f"{names[id(parameter)]}:{kind}": value
             for group in self.optimiser.param_groups for parameter in group["params"]
             for kind, value in self.optimiser.state.get(parameter, {}).items()
-        }  # fmt: skip
-        return weights, moments
+        })  # fmt: skip
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # One after the other, and kept by one process only: the others just take part.
+        gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+        return {name: tensor for name, tensor in gathered if self.processes.main}
 
 
 def write(folder: Path, step: int, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

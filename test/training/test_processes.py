@@ -15,7 +15,7 @@ from pixel_perception.training.config import Batch, Memory
 from pixel_perception.training.processes import Processes, recompute, to_device
 
 TOLERANCE = 2e-5
-"""Largest difference of any weight after two steps of at most 1e-3: gradients are summed in another order."""
+"""Largest difference of any weight or moment after two steps that move weights by 6e-4: sums are taken in another order."""
 
 
 def test_two_processes_that_share_the_weights_make_the_steps_of_one(home, tmp_path, monkeypatch):  # noqa: F811
@@ -39,7 +39,7 @@ def test_two_processes_that_share_the_weights_make_the_steps_of_one(home, tmp_pa
         assert first.keys() == second.keys()
         assert max((first[key].double() - second[key].double()).abs().max().item() for key in first) < TOLERANCE
     moved = load_file(parts / "state-00000004" / "weights.safetensors")
-    assert max((moved[key] - before[key]).abs().max().item() for key in before) > 50 * TOLERANCE
+    assert max((moved[key] - before[key]).abs().max().item() for key in before) > 20 * TOLERANCE
     one, two = (json.loads((run / "state-00000004" / "state.json").read_text()) for run in (whole, parts))
     assert (one["data"], one["samples"]) == (two["data"], two["samples"])
 

@@ -119,7 +119,10 @@ def forward(model: PixelLLM, batch: Batch) -> Pass:
 
 
 def _detect(model: PixelLLM, features: Features, batch: Batch) -> tuple[dict[str, torch.Tensor], Batch]:
-    """Detection losses, and the batch with its best proposals as prompts and their objects' captions as texts."""
+    """Detection losses, and the batch with its best proposals as prompts and their objects' captions as texts.
+
+    The boxes were the detector's to learn: where a caption's words lie is not known.
+    """
     config = model.config.detector
     objects = [boxes[real] for boxes, real in zip(batch.boxes, batch.real, strict=True)]
     size = tuple(batch.images.shape[-2:])
@@ -135,5 +138,5 @@ def _detect(model: PixelLLM, features: Features, batch: Batch) -> tuple[dict[str
         return None if x is None else torch.stack([values[i] for values, i in zip(x, rows, strict=True)])
 
     return losses, replace(batch, prompts=prompts, real=torch.stack([hit for _, hit in matches]),
-                           tokens=pick(batch.tokens), context=pick(batch.context), boxes=pick(batch.boxes), traces=None,
+                           tokens=pick(batch.tokens), context=pick(batch.context), boxes=None, traces=None,
                            masks=None)
