@@ -131,7 +131,7 @@ BAD = {
                           "data.visual_genome: expected a data set with questions, or with masks"),
     "another tokenizer": (["--set", "tokenizer={home}/pixelllm-tiny"], "expected a tokenizer of"),
     "no tokenizer": (["--set", "tokenizer=null"], "tokenizer: expected the folder of a tokenizer"),
-    "a checkpoint of another size": (["--set", "start={home}/other"], "start: "),
+    "a checkpoint of another size": (["--set", "start={home}/other"], "with codebook.tokens 3, found 2"),
     "a large network without weights": (["--set", "pixellm.model=pixellm-7b"], "start: expected the folder of a model to begin with"),
     "a part that does not exist": (["--set", "pixellm.learns=[brain]"],
                                    "pixellm.learns: expected beginnings of parameter names, found 'brain'"),
@@ -145,7 +145,8 @@ def test_mistakes_are_one_sentence_before_any_step(case, home, tmp_path, capsys)
     extra, said = BAD[case]
     if case == "a checkpoint of another size" and not (home / "other").exists():
         torch.manual_seed(0)
-        model_folder.save(model_folder.PerceptionModel.of(type(configuration("pixellm-tiny")).tiny(vocabulary=64)), home / "other")
+        other = type(configuration("pixellm-tiny")).tiny(tokens=2, vocabulary=1024)
+        model_folder.save(model_folder.PerceptionModel.of(other), home / "other")
     arguments = command(home, tmp_path, "pixellm", data={"refcoco": 1})
     if case == "no masks to learn":
         arguments = [arguments[0], arguments[1], *arguments[4:]]
@@ -158,7 +159,7 @@ def test_mistakes_are_one_sentence_before_any_step(case, home, tmp_path, capsys)
 
 @pytest.mark.parametrize(("case", "said"), [("mask", "size: expected [72, 96]"), ("image", "which is missing"),
                                             ("layout", "expected the layout of")])  # fmt: skip
-def test_damaged_data_is_found_before_any_step(case, said, tmp_path, capsys):
+def test_damaged_data_is_found_before_any_step(case, said, home, tmp_path, capsys):
     folder = shapes.refcoco(tmp_path / "data", 3)
     if case == "mask":
         broken(folder, wrong_mask)
@@ -167,9 +168,8 @@ def test_damaged_data_is_found_before_any_step(case, said, tmp_path, capsys):
     else:
         (folder / "refcoco" / "refs(unc).p").unlink()
         (folder / "refcoco" / "instances.json").unlink()
-    arguments = command(tmp_path, tmp_path, "pixellm", data={})
-    arguments[2:] = ["--data", f"refcoco={folder}", "--set", "data.refcoco=1", "--out", str(tmp_path / "run")]
-    assert main(arguments) == 2
+    arguments = command(home, tmp_path, "pixellm", data={})
+    assert main([*arguments, "--data", f"refcoco={folder}", "--set", "data.refcoco=1", "--out", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
