@@ -39,9 +39,9 @@ from pixel_perception.ros.messages import box_to_msg
 from pixel_perception.ros.results import result_from_msg
 from pixel_perception.srv import GetModelInfo, SetQuery
 
-ANSWER_WITHIN = 30.0
+ANSWER_WITHIN = 60.0
 """Seconds until an answer counts as lost."""
-START_WITHIN = 60.0
+START_WITHIN = 180.0
 """Seconds for the node to load and the camera to play."""
 KEPT = 40
 """Images kept, to be found again by the stamp of an answer."""

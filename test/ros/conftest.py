@@ -38,7 +38,7 @@ from pixel_perception.ros.conversions import depth_to_image, rgb_to_image  # noq
 
 WIDTH, HEIGHT, FOCAL, FAR, NEAR = 640, 480, 600.0, 2000, 1000
 RED, YELLOW = (220, 20, 20), (230, 210, 20)
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 """Seconds for things that take a fraction of one, on a machine that may be busy."""
 
 
@@ -228,6 +228,8 @@ class NodeProcess:
 
     def __init__(self, domain: int, script: str = "perception_node", **parameters: object) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        if script == "perception_node":
+            parameters = {"goal_timeout": TIMEOUT} | parameters
         arguments = [item for name, value in parameters.items() for item in ("-p", f"{name}:={value}")]
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -246,11 +248,11 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(20)
+            return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"the node did not stop within 20 s:\n{self.output}") from None
+            raise AssertionError(f"the node did not stop within {TIMEOUT:g} s:\n{self.output}") from None
 
 
 def nanoseconds(stamp: Time) -> int:
