@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime import BACKENDS
 from pixel_perception.runtime.meanwhile import Meanwhile
-from pixel_perception.runtime.session import Backend
+from pixel_perception.runtime.session import Backend, Decoder, Session
 
 LOG = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
 
 
 def open_backend(name: str = "auto", threads: int | None = None) -> Backend:
@@ -32,35 +36,64 @@ def open_backend(name: str = "auto", threads: int | None = None) -> Backend:
 
 def _best(threads: int | None) -> Backend:
     from pixel_perception.runtime.cuda import cuda
-    from pixel_perception.runtime.onnxruntime import OnnxRuntime
 
     try:
         cuda()  # first, because importing TensorRT takes time and memory that a robot without a GPU should not spend
         return _tensorrt(threads)
     except PerceptionError as error:
         LOG.info("%s", error.message)
-    return _onnxruntime_cuda(threads) or OnnxRuntime(threads)
+    return _onnxruntime(threads)
 
 
 def _tensorrt(threads: int | None) -> Backend:
-    from pixel_perception.runtime.onnxruntime import OnnxRuntime
     from pixel_perception.runtime.tensorrt import TensorRt
 
     engines = TensorRt()
-    backend = Meanwhile(_onnxruntime_cuda(threads) or OnnxRuntime(threads), engines)
+    backend = Meanwhile(_onnxruntime(threads), engines)
     engines.progress = backend.report
     return backend
 
 
-def _onnxruntime_cuda(threads: int | None) -> Backend | None:
-    """ONNX Runtime on a GPU, where it was built for one and there is one."""
+def _onnxruntime(threads: int | None) -> Backend:
+    """ONNX Runtime on the GPU where it was built for one and there is one, else on the CPU."""
     from pixel_perception.runtime.cuda import cuda
     from pixel_perception.runtime.onnxruntime import OnnxRuntime
 
     try:
-        backend = OnnxRuntime(threads, "cuda")
         cuda()
+        return Either(OnnxRuntime(threads, "cuda"), OnnxRuntime(threads))
     except PerceptionError as error:
         LOG.info("%s", error.message)
-        return None
-    return backend
+    return OnnxRuntime(threads)
+
+
+class Either:
+    """Backend: the first, or the second from the moment on at which the first refuses to start. That a library is missing shows
+    only when ONNX Runtime loads a graph."""
+
+    def __init__(self, first: Backend, second: Backend) -> None:
+        self._now, self._second = first, second
+        self.threads = first.threads
+
+    @property
+    def name(self) -> str:
+        """Of the one that loads."""
+        return self._now.name
+
+    def session(self, path: Path) -> Session:
+        """See `Backend.session`."""
+        return self._load(lambda backend: backend.session(path))
+
+    def decoder(self, path: Path) -> Decoder:
+        """See `Backend.decoder`."""
+        return self._load(lambda backend: backend.decoder(path))
+
+    def _load(self, load: Callable[[Backend], Loaded]) -> Loaded:
+        try:
+            return load(self._now)
+        except PerceptionError as error:
+            if error.code != "INVALID_QUERY" or self._now is self._second:
+                raise
+            LOG.warning("%s %s is used instead.", error.message, self._second.name)
+            self._now = self._second
+            return load(self._now)

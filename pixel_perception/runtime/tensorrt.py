@@ -36,7 +36,11 @@ class TensorRt:
         self._machine = Machine(version, self._cuda.version, self._cuda.driver, self._cuda.device, self._cuda.compute_capability)
         self._cache, self._precision, self.progress = cache or EngineCache(), precision, progress
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
-        self._runtime = self._trt.Runtime(self._logger)
+        try:
+            self._runtime = self._trt.Runtime(self._logger)
+        except Exception as error:  # the bindings raise what they like, where a driver is too old for the library
+            raise PerceptionError("INVALID_QUERY", f"backend: expected a driver that {version} works with, found {self._cuda.driver} "
+                                                   f"on {self._cuda.device} ({error}).") from error
         self._pixels, self._words = self._cuda.stream(urgent=True), self._cuda.stream(urgent=False)
 
     def ready(self, path: Path) -> bool:
