@@ -16,13 +16,16 @@ from onnx import helper, numpy_helper
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
 from pixel_perception.export.half import to_half
-from pixel_perception.export.language_graph import BLOCK, BLOCK_OUTPUT, dequantize_int8, rotary_tables
+from pixel_perception.export.language_graph import dequantize_int4, dequantize_int8, rotary_tables
 from pixel_perception.export.plain_graph import plain_graph
 
+_DEQUANTIZE = {4: dequantize_int4, 8: dequantize_int8}
+"""By the bits of MatMulNBits."""
 
-def gpu_graph(path: Path, precision: str = "fp16") -> onnx.ModelProto:
-    """The GPU form of a bundle's graph; `precision` is how language weights are stored (a key of `plain_graph.WEIGHTS`); vision
-    is fp16.
+
+def gpu_graph(path: Path, precision: str = "auto") -> onnx.ModelProto:
+    """The GPU form of a bundle's graph. Vision is fp16; `precision` is how language weights are stored: a key of
+    `plain_graph.WEIGHTS`, or "auto": int4 where the bundle has passed its gate with that, else fp16.
 
     Raises PerceptionError INVALID_BUNDLE naming the file.
     """
@@ -31,17 +34,20 @@ def gpu_graph(path: Path, precision: str = "fp16") -> onnx.ModelProto:
     except Exception as error:  # protobuf and onnx have no common error
         raise PerceptionError("INVALID_BUNDLE", f"{path}: expected an ONNX graph, found: {error}.") from error
     if any(node.op_type == "GroupQueryAttention" for node in model.graph.node):
+        if precision == "auto":
+            four = any(node.op_type == "MatMulNBits" and _attribute(node, "bits") == 4 for node in model.graph.node)
+            precision = "int4" if four else "fp16"
         return plain_graph(*read_language(model, str(path)), precision)
     return to_half(model, path.stem)
 
 
 def read_language(model: onnx.ModelProto, where: str) -> tuple[DecoderShape, dict[str, np.ndarray]]:
-    """Shape and fp32 weights of a graph that `language_graph` wrote, under the names that it takes. 8-bit weights come back
-    exactly. Raises PerceptionError INVALID_BUNDLE when the graph is another one; `where` names its file."""
+    """Shape and fp32 weights of a graph that `language_graph` wrote, under the names that it takes. Quantised weights come
+    back exactly. Raises PerceptionError INVALID_BUNDLE when the graph is another one; `where` names its file."""
     try:
         return _read_language(model)
     except (KeyError, StopIteration, IndexError, ValueError) as error:
-        raise PerceptionError("INVALID_BUNDLE", f"{where}: expected a language graph of this package with fp32 or int8 weights, found "
+        raise PerceptionError("INVALID_BUNDLE", f"{where}: expected a language graph of this package in fp32, int8 or int4, found "
                                                 f"another one ({type(error).__name__}: {error}).") from error
 
 
@@ -58,9 +64,9 @@ def _read_language(model: onnx.ModelProto) -> tuple[DecoderShape, dict[str, np.n
         node = producers[name]
         if node.op_type == "MatMul":
             return np.ascontiguousarray(array(node.input[1]).T)
-        if (_attribute(node, "bits"), len(node.input)) != (8, 3) or _attribute(node, "block_size") not in (BLOCK, BLOCK_OUTPUT):
-            raise ValueError(f"{name} has {_attribute(node, 'bits')}-bit weights")
-        return dequantize_int8(array(node.input[1]), array(node.input[2]))
+        if len(node.input) != 3:
+            raise ValueError(f"{name} has zero points")
+        return _DEQUANTIZE[_attribute(node, "bits")](array(node.input[1]), array(node.input[2]))
 
     attention = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
     heads, kv_heads = _attribute(attention, "num_heads"), _attribute(attention, "kv_num_heads")

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRECISION = "fp16"
-"""How language weights are stored unless somebody asks for something else; vision is always fp16."""
+PRECISION = "auto"
+"""How language weights are stored unless somebody asks for something else: int4 if they are in the bundle, else fp16. Vision is
+always fp16."""
 POSITIONS = 4096
 """Most positions that a language engine holds, those of all rows of a batch together."""
 STEP = 512
@@ -24,9 +25,9 @@ AXES = {"batch": (1, 1, 8), "regions": (1, 13, 64), "targets": (1, 4, 64), "word
 VISION_PROFILES = (AXES,)
 LANGUAGE_PROFILES = (
     {"step": (1, 64, STEP), "places": (256, 256, POSITIONS), "total": (257, 320, POSITIONS + STEP), "asked": (1, 1, ROWS)},
-    {"step": (1, 1, 1), "places": (256, 256, POSITIONS), "total": (257, 257, POSITIONS + 1), "asked": (1, 1, 1)},
+    {"step": (1, 1, ROWS), "places": (256, 256, POSITIONS), "total": (257, 257, POSITIONS + ROWS), "asked": (1, 1, ROWS)},
 )
-"""Reading prompts, codebook runs and several rows at once; one token of one row."""
+"""Reading prompts; and one token, a codebook run, or the next tokens of several rows."""
 _CONVERSION = ("gpu_graph", "half", "plain_graph", "language_graph")
 """Modules of pixel_perception.export whose code decides what a graph of a bundle becomes on a GPU."""
 

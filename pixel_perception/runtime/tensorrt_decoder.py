@@ -11,7 +11,7 @@ import numpy as np
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, Memory
-from pixel_perception.runtime.engine_key import POSITIONS, STEP
+from pixel_perception.runtime.engine_key import POSITIONS, ROWS, STEP
 from pixel_perception.runtime.session import Step
 from pixel_perception.runtime.tensorrt_context import Context
 
@@ -106,6 +106,7 @@ class TensorRtDecoder:
         missing = {"inputs_embeds", "position_ids", "attention_bias", "asked", "past_key_values.0.key"} - set(self._prompt.inputs)
         if missing:
             raise PerceptionError("INVALID_BUNDLE", f"{where}: expected the engine of a language model, found no input {min(missing)}.")
+        self._few = Context(trt, engine, 1, device, stream, where)
         self.hidden = int(engine.get_tensor_shape("inputs_embeds")[2])
         _, heads, _, size = tuple(engine.get_tensor_shape("past_key_values.0.key"))
         self._layout = Layout.of(self._prompt.inputs, heads, size, self._prompt.types["past_key_values.0.key"].itemsize)
@@ -156,7 +157,7 @@ class TensorRtDecoder:
         bias = np.full((1, 1, count, places.capacity + count), HIDDEN)
         bias[0, 0, :, :filled][visible[:, :filled]] = 0
         bias[0, 0, :, places.capacity :][visible[:, filled:]] = 0
-        context = self._single(places) if count == 1 else self._prompt
+        context = self._single(places) if count == 1 else self._few if count <= ROWS else self._prompt
         feeds = {"inputs_embeds": embeddings, "position_ids": positions, "attention_bias": bias,
                  "asked": asked if len(asked) else np.zeros(1, np.int64)}  # fmt: skip
         fed = [context.feed(name, array) for name, array in feeds.items()]
