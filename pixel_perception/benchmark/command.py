@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
             if sentence is None:
                 raise
             found = [Row(name, None, None, "", None, None, sentence) for name in names]
-        load = os.getloadavg()[0]
-        rows |= {row.name: row for row in found if row.name in wanted}
-        about.setdefault("load", {}).update({row.name: round(load, 2) for row in found})
+        # With the row itself: others may be kept from another run.
+        then = {"load": round(os.getloadavg()[0], 2), "bandwidth": round(subject.machine.bandwidth), "command": about["command"]}
+        rows |= {row.name: replace(row, details=row.details | then) for row in found if row.name in wanted}
         about["machine"] = {name: f"{value / 1e9:.1f}e9 per second" for name, value in asdict(subject.machine).items()}
         rows = {name: rows[name] for name in BARS if name in rows}
         if store:
             store.parent.mkdir(parents=True, exist_ok=True)
             store.write_text(json.dumps({"rows": [_plain(row) for row in rows.values()], "about": about}, indent=1) + "\n")
-    told = [f"{name}: {value}" for name, value in about.items() if name not in ("load", "machine")]
+    told = [f"{name}: {value}" for name, value in about.items() if name != "machine"]
     told += [", ".join(f"{name} {value}" for name, value in about["machine"].items()), "", table(rows)]
     print(json.dumps({"rows": [_plain(row) for row in rows.values()]}) if arguments.json else "\n".join(told))
     if store:

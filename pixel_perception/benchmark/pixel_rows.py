@@ -23,7 +23,7 @@ def ask(subject: Subject) -> list[Row]:
     def reference() -> None:
         found["reference"] = the_reference_way(subject, frame)
 
-    seconds = take_turns(max(subject.effort.rounds // 2, 1), ours=ours, reference=reference)
+    seconds = take_turns(subject.effort.rounds, ours=ours, reference=reference)
     targets = len(found["ours"])
     overlap = [_overlap(a, b, frame.shape) for a, b in zip(found["ours"], found["reference"], strict=False)]
     prefix = subject.perception.prefix(subject.encoded).lengths[0]

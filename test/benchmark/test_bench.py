@@ -51,7 +51,8 @@ def test_llama_cpp_is_missed_in_a_sentence(measured):
 
 def test_surroundings_are_recorded(measured):
     about, out = measured[0]["about"], measured[1]
-    assert about["threads"] == 1 and about["versions"]["onnxruntime"] and about["load"].keys() == BARS.keys()
+    assert about["threads"] == 1 and about["versions"]["onnxruntime"]
+    assert all(row["details"]["load"] >= 0 and row["details"]["bandwidth"] > 0 for row in measured[0]["rows"])
     assert about["command"].startswith("pixel-perception bench ") and about["device"]
     assert "follow_fps" in (out / "bench.txt").read_text()
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
