@@ -7,14 +7,11 @@ with torch by `pixel_perception.export.parity`.
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 import onnx
 import torch
 from torch import Tensor, nn
 
-from pixel_perception.export.language_graph import IR_VERSION, OPSET
+from pixel_perception.export.torch_graph import torch_graph
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.image_encoder import Features
 
@@ -118,46 +115,6 @@ def export_vision(model: Compact) -> dict[str, onnx.ModelProto]:
     training = model.training
     model.eval()
     try:
-        return {name: _export(name, *parts) for name, parts in wrappers(model).items()}
+        return {name: torch_graph(*parts) for name, parts in wrappers(model).items()}
     finally:
         model.train(training)
-
-
-def _export(
-    name: str,
-    module: nn.Module,
-    inputs: dict[str, Tensor],
-    axes: dict[str, dict[int, str]],
-    outputs: tuple[str, ...],
-) -> onnx.ModelProto:
-    # The exporter turns a symbolic size into a constant when the example's size is 0 or 1; the examples use 2 and 3.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
-    shapes = {key: dict.fromkeys(which, torch.export.Dim.DYNAMIC) or None for key, which in axes.items()}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, about torch
-        program = torch.onnx.export(
-            module.eval(), (), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), output_names=list(outputs),
-            opset_version=OPSET, optimize=True, verbose=False, external_data=False,
-        )  # fmt: skip
-    proto = program.model_proto
-    proto.ir_version = IR_VERSION
-    _name_axes(proto, axes)
-    del proto.graph.metadata_props[:], proto.metadata_props[:]
-    for node in proto.graph.node:  # traces of the exporter: source paths of this machine
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
-    del proto.graph.value_info[:]
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
-def _name_axes(proto: onnx.ModelProto, axes: dict[str, dict[int, str]]) -> None:
-    """Give the exporter's symbols (s40, ...) the names of the bundle's interface, in inputs and outputs."""
-    names = {}
-    for value in proto.graph.input:
-        for axis, name in axes[value.name].items():
-            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
-    for value in [*proto.graph.input, *proto.graph.output]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = names[dim.dim_param]
