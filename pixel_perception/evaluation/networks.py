@@ -24,6 +24,7 @@ from pixel_perception.models.pixellm import images
 from pixel_perception.models.pixellm.generation import generate
 from pixel_perception.models.pixellm.model import PixelLM
 from pixel_perception.models.pixellm.text import PixelLMText
+from pixel_perception.training.collate_pixelllm import CAPTION, NARRATE, REFER, REGION
 from pixel_perception.training.tasks.localized_narratives import word_spans
 from pixel_perception.training.tasks.phrasing import LONG, SHORT, join
 from pixel_perception.training.tasks.sample import SLOT
@@ -31,8 +32,7 @@ from pixel_perception.types import Box
 
 PHRASE, SENTENCE = SHORT[3], LONG[1]
 """Of PixelLM's patterns those in which its published evaluation asks."""
-PROMPTS = {"refer": "where is {}", "region": "an object of", "dense": "an object of", "caption": "describe the image briefly",
-           "narrate": "describe the image in detail"}  # fmt: skip
+PROMPTS = {"refer": REFER, "region": REGION, "dense": REGION, "caption": CAPTION[0], "narrate": NARRATE[0]}
 """PixelLLM's text prompt for each kind of request, as in training."""
 SHORT_CONTEXT, LONG_CONTEXT = 8, 40
 """Most tokens of a text prompt, without and with an expression, as in the release."""

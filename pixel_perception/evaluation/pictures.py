@@ -26,6 +26,8 @@ def picture(image: np.ndarray, request: Request, answer: Answer, marks: dict, pa
     both = np.concatenate([halves[0], np.full((len(halves[0]), 4, 3), 255, np.uint8), halves[1]], 1)
     asked = f"{request.kind}: {request.text}" if request.text else request.kind
     lines = [asked, f"answer: {answer.text}" if answer.text and answer.text != request.text else "", _figures(marks)]
+    if request.kind == "caption":
+        lines.insert(2, f"truth: {' / '.join(caption.text for caption in request.captions)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate([both, band([text for text in lines if text], both.shape[1])])).save(path, quality=88)
 

@@ -23,7 +23,8 @@ from pixel_perception.training.tasks.sample import EmptySplit, Task
 FORMAT = 1
 """Of a record; records of another format are made anew."""
 
-PICTURES_OF_IMAGE = 2
+PICTURES_OF_KIND = 2
+"""Pictures of one image for each kind of request."""
 
 
 def open_splits(argument: str, split: str | None) -> list[Task]:
@@ -90,7 +91,7 @@ def run(predictor: Predictor, task: Task, limit: int | None = None, out: Path | 
             answers = predictor.answer(seen, asked)
             marks = {mode: mark(asked, answer, sample.size) for mode, answer in answers.items()}
             row["requests"].append({"kind": asked.kind, "text": asked.text, "answers": marks})
-            if out and drawn < pictures and len(row["requests"]) <= PICTURES_OF_IMAGE:
+            if out and drawn < pictures and sum(r["kind"] == asked.kind for r in row["requests"]) <= PICTURES_OF_KIND:
                 mode, answer = next(iter(answers.items()))
                 name = f"{data.replace('/', '-')}-{i:06}-{len(row['requests']):02}"
                 picture(image, asked, answer, marks[mode], out / "pictures" / f"{name}.jpg")
