@@ -230,7 +230,7 @@ def link_checkout() -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     program = VENV / "bin/pixel-perception"
-    program.write_text(f"#!{PYTHON}\nfrom pixel_perception.cli import main\n\nraise SystemExit(main())\n")
+    program.write_text(f"#!{PYTHON}\nfrom pixel_perception.cli import main\n\nif __name__ == '__main__':\n    raise SystemExit(main())\n")
     program.chmod(0o755)
 
 
