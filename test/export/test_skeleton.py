@@ -9,7 +9,8 @@ from onnx import numpy_helper
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import skeleton
-from pixel_perception.export.vision import _export, wrappers
+from pixel_perception.export.torch_graph import torch_graph
+from pixel_perception.export.vision import wrappers
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 
@@ -25,7 +26,7 @@ def model():
 @pytest.fixture(scope="module", params=NAMES)
 def exported(request, model):
     parts = wrappers(model)[request.param]
-    return request.param, parts, _export(request.param, *parts)
+    return request.param, parts, torch_graph(*parts)
 
 
 def run(graph, inputs):
