@@ -13,6 +13,7 @@ import numpy as np
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
+from pixel_perception.runtime.drafting import Ahead, draft
 from pixel_perception.runtime.session import Backend
 from pixel_perception.runtime.text import Vocabulary, normalised
 
@@ -178,6 +179,7 @@ class Exported:
             trace,
             np.concatenate([self._vocabulary.embed([tokens.begin]), prefix]),
             np.concatenate([rows, self._vocabulary.embed([tokens.newline])]),
+            [] if trace.region is not None else self._vocabulary.question(sample.question),
         )
         queries = []
         if len(found):
@@ -190,8 +192,9 @@ class Exported:
             trace.masks, trace.presence = decoded["mask_logits"][0], decoded["presence"][0]
         return trace
 
-    def _generate(self, trace: Trace, prefix: np.ndarray, question: np.ndarray) -> None:
-        tokens, states = self.manifest.tokens, []
+    def _generate(self, trace: Trace, prefix: np.ndarray, question: np.ndarray, repeated: Sequence[int]) -> None:
+        """`repeated`: ids of the question that the answer probably repeats."""
+        tokens, states, ahead = self.manifest.tokens, [], None
         base = tokens.segments[0]
         step = self._decoder.read([question], self._decoder.read([prefix], None).past)
         while True:
@@ -206,5 +209,7 @@ class Exported:
                 fed = ([tokens.all] if choice > base else []) + list(tokens.segments)
                 trace.groups.append(len(trace.ids) + len(fed) - len(tokens.segments))
             trace.ids += fed
-            step = self._decoder.read([self._vocabulary.embed(fed)], step.past)
+            expected = draft(repeated, choice, tuple(tokens.segments), self._vocabulary)
+            ahead = ahead or Ahead(self._decoder, self._vocabulary, expected)
+            step = ahead.read(tuple(fed), step.past, self.manifest.context - step.past.lengths[0])
         trace.states = np.concatenate(states)

@@ -106,9 +106,9 @@ class Subject:
         class Counting:
             hidden = decoder.hidden
 
-            def read(self, parts, past):
-                counted.append((sum(map(len, parts)), sum(len(part) > 0 for part in parts)))
-                return decoder.read(parts, past)
+            def read(self, parts, past, asked=None):
+                counted.append((sum(map(len, parts)), sum(len(part) > 0 for part in parts) if asked is None else len(asked)))
+                return decoder.read(parts, past, asked)
 
         language = copy(self.language)
         language.decoder = Counting()

@@ -14,6 +14,7 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.drafting import Ahead, draft
 from pixel_perception.runtime.session import Backend, Past, Step
 from pixel_perception.runtime.text import Stream, Vocabulary
 
@@ -99,12 +100,14 @@ class Language:
         """Answer questions about one image together, greedily: yields (question, piece) for the text as it grows and for every
         group once its states are known.
 
-        Every step feeds each unfinished answer what it has chosen, a token or a whole codebook run. `answers` (new ones) are
-        filled meanwhile and have their `finish_reason` when the generator ends. Raises PerceptionError INVALID_QUERY where a
+        Every step feeds each unfinished answer what it has chosen, a token or a whole codebook run; a single answer also what
+        it will probably choose next (drafting.py). `answers` (new ones) are filled meanwhile and have their `finish_reason`
+        when the generator ends. Raises PerceptionError INVALID_QUERY where a
         question is longer than the context.
         """
         step, left = self._ask(prefix, prompts), [prompt.most for prompt in prompts]
         nothing = np.zeros((0, self.decoder.hidden), np.float32)
+        ahead = self._ahead(prompts[0], step) if len(prompts) == 1 else None
         while True:
             if cancel is not None and cancel.is_set():
                 for answer in answers:
@@ -125,8 +128,12 @@ class Language:
                         yield i, piece
             if not chosen:
                 return
-            parts = [self.vocabulary.embed(chosen[i]) if i in chosen else nothing for i in range(len(answers))]
-            step = self.decoder.read(parts, step.past)
+            if ahead:
+                room = min(left[0] + len(chosen[0]), self._context - step.past.lengths[0])
+                step = ahead.read(chosen[0], step.past, room)
+            else:
+                parts = [self.vocabulary.embed(chosen[i]) if i in chosen else nothing for i in range(len(answers))]
+                step = self.decoder.read(parts, step.past)
             for i, run in chosen.items():
                 if len(run) == 1:
                     answers[i].states.append(step.states[i][0])
@@ -149,6 +156,13 @@ class Language:
         elif length + len(run) > self._context:
             answer.finish_reason = "context"
         return () if answer.finish_reason else run
+
+    def _ahead(self, prompt: Prompt, step: Step) -> Ahead:
+        """What reads the answer to one question. A caption says what its question does not."""
+        first = self.choose(step.logits[0], step.states[0][-1])
+        run = self._runs[self._tokens.segments[0]]
+        expected = [] if prompt.region is not None else draft(self.vocabulary.question(prompt.question), first, run, self.vocabulary)
+        return Ahead(self.decoder, self.vocabulary, expected)
 
     def _ask(self, prefix: Past, prompts: Sequence[Prompt]) -> Step:
         questions = {prompt.question: [self._tokens.begin, *self.vocabulary.question(prompt.question)] for prompt in prompts}

@@ -170,6 +170,10 @@ class _Past:
     lengths: tuple[int, ...]
     shadow: Past | None = None
 
+    def first(self, length: int) -> _Past:
+        """See `Past.first`."""
+        return _Past(self.decoder, self.past.first(length), (length,), self.shadow and self.shadow.first(length))
+
 
 class _Decoder:
     """A decoder that is exchanged between two sequences, after some steps that both did. What one has read, it goes on with to
@@ -186,14 +190,14 @@ class _Decoder:
         """Compare with another decoder in the sequences that begin from now on."""
         self._candidate = candidate
 
-    def read(self, parts: Sequence[np.ndarray], past: _Past | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: _Past | None, asked: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
         decoder = past.decoder if past else self._current
-        step = decoder.read(parts, past.past if past else None)
-        shadow = self._compare(parts, past, step)
+        step = decoder.read(parts, past.past if past else None, asked)
+        shadow = self._compare(parts, past, asked, step)
         return Step(step.logits, step.states, _Past(decoder, step.past, step.past.lengths, shadow))
 
-    def _compare(self, parts: Sequence[np.ndarray], past: _Past | None, step: Step) -> Past | None:
+    def _compare(self, parts: Sequence[np.ndarray], past: _Past | None, asked: Sequence[int] | None, step: Step) -> Past | None:
         """Let the candidate do the same step, where there is one that has read everything before it."""
         with self._lock:
             candidate = self._candidate
@@ -201,7 +205,7 @@ class _Decoder:
                 return None
             least, why = 0.0, ""
             try:
-                other = candidate.read(parts, past.shadow if past else None)
+                other = candidate.read(parts, past.shadow if past else None, asked)
                 pairs = [*zip(step.logits, other.logits, strict=True),
                          *zip(np.concatenate(list(step.states)), np.concatenate(list(other.states)), strict=True)]  # fmt: skip
                 least = min(cosine(a, b) for a, b in pairs)

@@ -133,6 +133,10 @@ class OnnxPast:
     """(rows, positions) bool."""
     lengths: tuple[int, ...]
 
+    def first(self, length: int) -> OnnxPast:
+        """See `Past.first`."""
+        return OnnxPast(self.memory, self.seen[:, :length], (length,))
+
 
 class OnnxDecoder:
     """The language model, whose graph reads one sequence: rows are packed into it and told apart by the attention bias.
@@ -158,7 +162,7 @@ class OnnxDecoder:
         self._kinds = {name: _KINDS[value.type] for name, value in (inputs | outputs).items() if value.type in _KINDS}
         self.hidden, self._vocabulary = int(inputs["inputs_embeds"].shape[2]), int(outputs["logits"].shape[2])
 
-    def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
         seen = np.zeros((1, 0), bool) if past is None else past.seen
         lengths = (0,) if past is None else past.lengths
@@ -171,16 +175,16 @@ class OnnxDecoder:
         kind = self._kinds["attention_bias"]
         if rows == 1:
             seen = np.ones((1, lengths[0] + counts[0]), bool)
-            bias, asked = np.zeros((counts[0], seen.shape[1]), kind), np.array([counts[0] - 1])
+            bias, places = np.zeros((counts[0], seen.shape[1]), kind), np.asarray([counts[0] - 1] if asked is None else asked, np.int64)
         else:
             owner = np.repeat(np.arange(rows), counts)
             seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
-            bias, asked = np.where(seen[owner], kind(0), np.finfo(kind).min), np.cumsum(counts)[np.flatnonzero(counts)] - 1
+            bias, places = np.where(seen[owner], kind(0), np.finfo(kind).min), np.cumsum(counts)[np.flatnonzero(counts)] - 1
         feeds = {
             "inputs_embeds": np.concatenate(parts)[None].astype(self._kinds["inputs_embeds"], copy=False),
             "position_ids": np.concatenate(positions)[None],
             "attention_bias": bias[None, None],
-            "asked": asked,
+            "asked": places,
         }
         with _Reported():
             memory, logits, states = self._run(feeds, None if past is None else past.memory, seen.shape[1])

@@ -27,14 +27,17 @@ class Past(Protocol):
     lengths: tuple[int, ...]
     """How many positions each row has read."""
 
+    def first(self, length: int) -> Past:
+        """The first positions of a past of one row, as if nothing had been read after them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """What a decoder says after its rows have read some more."""
 
     logits: Sequence[np.ndarray]
-    """Row: (vocabulary,) float32 for what follows its last position; (0,) where it read nothing. Valid until something reads on
-    from `past`."""
+    """Row: (vocabulary,) float32 for what follows its last position; (0,) where it read nothing. Where positions were asked for,
+    one for each of them. Valid until something reads on from `past`."""
     states: Sequence[np.ndarray]
     """Row: (count, hidden) float32, after the final norm."""
     past: Past
@@ -45,10 +48,11 @@ class Decoder(Protocol):
 
     hidden: int
 
-    def read(self, parts: Sequence[np.ndarray], past: Past | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: Past | None, asked: Sequence[int] | None = None) -> Step:
         """Row i reads parts[i] (count, hidden) float32 after what it has read before (`past` None: nothing yet, one row).
 
         Counts may differ; a row that has ended reads nothing. Several parts after a past of one row become rows that share it.
+        `asked`: places in a single part, rising, whose logits are wanted instead of the last one's.
         Raises PerceptionError OUT_OF_MEMORY or INTERNAL, and ValueError for another number of parts.
         """
 

@@ -95,6 +95,10 @@ class TensorRtPast:
     """(rows, positions) bool."""
     lengths: tuple[int, ...]
 
+    def first(self, length: int) -> TensorRtPast:
+        """See `Past.first`."""
+        return TensorRtPast(self.lease, self.seen[:, :length], (length,))
+
 
 class TensorRtDecoder:
     """The language model, whose graph reads one sequence: rows are packed into it and told apart by the attention bias. A past is
@@ -114,7 +118,7 @@ class TensorRtDecoder:
         # As large as it will ever be, because CUDA graphs hold its address.
         self._new = device.allocate(len(self._layout.caches) * max(self._layout.block(1), self._layout.block(STEP)))
 
-    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None, asked: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
         seen = np.zeros((1, 0), bool) if past is None else past.seen
         lengths = (0,) if past is None else past.lengths
@@ -130,7 +134,7 @@ class TensorRtDecoder:
                                                    f"found {seen.shape[1]}; ask less at once.")
         embeddings = np.concatenate(parts)[None]
         positions = np.concatenate([np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)])[None]
-        asked = np.cumsum(counts)[np.flatnonzero(counts)] - 1
+        places = np.cumsum(counts)[np.flatnonzero(counts)] - 1 if asked is None else np.asarray(asked, np.int64)
         logits, states = [], []
         with self._lock:
             self._device.use()
@@ -140,14 +144,14 @@ class TensorRtDecoder:
                 # A position sees what its row has read, and nothing that comes after itself.
                 visible = np.tri(len(owner[part]), before + begin + len(owner[part]), before + begin, dtype=bool)
                 visible &= seen[owner[part], : visible.shape[1]]
-                which = asked[(asked >= begin) & (asked < begin + STEP)] - begin
+                which = places[(places >= begin) & (places < begin + STEP)] - begin
                 found = self._step(lease.places, embeddings[:, part], positions[:, part], visible, which)
                 logits += list(found[0])
                 states.append(found[1])
-        answers = iter(logits)
         after = TensorRtPast(lease, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
-        nothing = np.zeros(0, np.float32)
-        return Step([next(answers) if c else nothing for c in counts], np.split(np.concatenate(states), np.cumsum(counts)[:-1]), after)
+        answers, nothing = iter(logits), np.zeros(0, np.float32)
+        said = [next(answers) if c else nothing for c in counts] if asked is None else logits
+        return Step(said, np.split(np.concatenate(states), np.cumsum(counts)[:-1]), after)
 
     def _step(self, places: Places, embeddings: np.ndarray, positions: np.ndarray, visible: np.ndarray,
               asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,10 @@ class Vocabulary:
         # What looks like a control token in a user's text is just text.
         self._tokenizer.encode_special_tokens = True
         self._special = set(self._tokenizer.get_added_tokens_decoder())
+        # What stands between the names of a list, in questions.
+        self.comma, *_ = self._ids(",")
+        self.joints = {self.comma, *self._single(" and")}
+        self.articles = {*self._single(" the"), *self._single(" a"), *self._single(" an")}
         tensors = _tensors(bundle.file("language.safetensors"))
         self.embeddings = tensors["embeddings"]
         """(vocabulary, hidden) float16 on disk, added rows last; rows are read as they are needed."""
@@ -43,7 +47,15 @@ class Vocabulary:
 
     def question(self, text: str) -> list[int]:
         """Ids of a question as in training: `normalised`, after one space."""
-        return self._tokenizer.encode(" " + normalised(text), add_special_tokens=False).ids
+        return self._ids(" " + normalised(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _single(self, word: str) -> list[int]:
+        """A word's id, where it is one token."""
+        ids = self._ids(word)
+        return ids if len(ids) == 1 else []
 
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         """(n, hidden) float32."""

@@ -228,6 +228,18 @@ def test_a_past_has_any_number_of_continuations(decoder, reference):
     assert same(decoder.read(embeddings(1, seed=9), past), reference.read(embeddings(1, seed=9), expected))
 
 
+def test_what_was_read_ahead_in_vain_is_forgotten(decoder, reference):
+    past, expected = decoder.read(embeddings(10), None).past, reference.read(embeddings(10), None).past
+    asked = [0, 3, 8]
+    step, wanted = decoder.read(embeddings(9, seed=1), past, asked), reference.read(embeddings(9, seed=1), expected, asked)
+    assert len(step.logits) == len(wanted.logits) == 3 and same(step, wanted)
+    again, known = decoder.read(embeddings(2, seed=2), step.past.first(14)), reference.read(embeddings(2, seed=2), wanted.past.first(14))
+    assert again.past.lengths == known.past.lengths == (16,) and same(again, known)
+    # The same as if the four that were right had been read alone.
+    right = reference.read(embeddings(9, seed=1)[:, :4], expected).past
+    assert same(reference.read(embeddings(2, seed=2), right), known)
+
+
 def test_rows_read_their_own_parts(decoder, reference):
     x = embeddings(12)
     past, expected = decoder.read(x, None).past, reference.read(x, None).past
