@@ -12,6 +12,7 @@ from pixel_perception.bundle import MANIFEST, Thresholds, file_digest
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.bundle import assemble, load_trained, prove, write_parts
+from pixel_perception.export.graph_folder import GraphFolder
 from pixel_perception.export.language_graph import PRECISIONS
 from pixel_perception.export.replacing import replacing
 
@@ -57,16 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="pixel-perception export",
         description="Export a training run of the compact model. The parts are written only if the bundle\nassembled from them "
-        "agrees with torch on real images (see `pixel-perception parity`).",
+        "agrees with torch on real images (see `pixel-perception parity`).\n\n"
+        "With --config, export a model folder of a PixelLM or PixelLLM: a folder of ONNX graphs with graphs.json,\nwritten only if "
+        "every graph agrees with torch. Such a folder is read by `inspect` and `bundle verify`; it is\nno bundle, and is not served by "
+        "Perception yet.",
     )
+    parser.add_argument("--config", default="compact", metavar="NAME", help="compact, pixellm-7b, pixellm-13b, pixelllm-t5xl, "
+                        "pixelllm-small and the others of `pixel-perception checkpoint`")
     parser.add_argument(
-        "run", type=Path, help="folder (or weights.safetensors) of a language-stage run, or a folder of parts"
+        "run", type=Path, help="folder (or weights.safetensors) of a language-stage run, or a folder of parts; with --config a model folder"
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the parts, for example weights/compact"
     )
-    parser.add_argument("--images", type=Path, required=True,
-                        help="folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
+    parser.add_argument("--images", type=Path,
+                        help="compact: folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
     parser.add_argument(
         "--prompts",
         type=int,
@@ -93,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write the parts even if they disagree; the manifest says why",
     )
     arguments = parser.parse_args(argv)
+    if arguments.config != "compact":
+        return _paper(arguments)
+    if arguments.images is None:
+        parser.error("the following arguments are required: --images")
     provenance = _provenance(arguments.provenance)
     from pixel_perception.export.parity import compare, judge, read_samples, scarce
 
@@ -114,6 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.copytree(parts, work, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {file_digest(arguments.out / MANIFEST)[:12]}")
+    return 0
+
+
+def _paper(arguments) -> int:
+    from pixel_perception.export.paper_folder import expect_configuration, export_graphs
+
+    expect_configuration(arguments.config, arguments.run)
+    export_graphs(arguments.config, arguments.run, arguments.out, arguments.language)
+    written = GraphFolder.listed(arguments.out)
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    left = "".join(f"; no graph of the {part}: {reason}" for part, reason in written.manifest.left_out.items())
+    print(f"{arguments.out}: {len(written.manifest.graphs)} graphs, {size / 1e6:.1f} MB{left}")
     return 0
 
 

@@ -23,7 +23,7 @@ NAMES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj",
     "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
 }  # fmt: skip
-WHOLE = {"embeddings": ("model.embed_tokens",), "final_norm": ("model.norm",), "output": ("lm_head",)}
+WHOLE = {"embeddings": "embed_tokens", "final_norm": "norm"}
 BYTES = {"int8": 1 + 4 / BLOCK, "int4": 0.5 + 4 / BLOCK, "fp32": 4.0}
 """Bytes of one weight in the graph, its share of a scale included."""
 
@@ -51,21 +51,21 @@ def decoder_shape(config: Mapping, where: str = "config.json", positions: int = 
 class LlamaFolder(Mapping):
     """Weights by the names of `base_weights.BaseLanguage`, fp32, read when asked for."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises PerceptionError INVALID_BUNDLE where there is no readable checkpoint."""
+    def __init__(self, folder: str | Path, shape: DecoderShape | None = None, stem: str = "model", output: str = "lm_head") -> None:
+        """By default the checkpoint's shape is that of its `config.json`, and its tensors have the names of transformers.
+
+        Raises PerceptionError INVALID_BUNDLE where there is no readable checkpoint.
+        """
         self.folder = Path(folder)
-        path = self.folder / "config.json"
-        try:
-            self.shape = decoder_shape(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, ValueError) as error:
-            raise _bad(f"{path}: expected the configuration of a checkpoint ({error}).") from error
+        self.shape = shape or _described(self.folder / "config.json")
         self._places: dict[str, tuple[Path, str, int, tuple[int, ...]]] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             self._places |= _header(file)
-        self._names = {name: f"{theirs[0]}.weight" for name, theirs in WHOLE.items() if f"{theirs[0]}.weight" in self._places}
+        whole = {name: f"{stem}.{theirs}.weight" for name, theirs in WHOLE.items()} | {"output": f"{output}.weight"}
+        self._names = {name: theirs for name, theirs in whole.items() if theirs in self._places}
         for i in range(self.shape.layers):
-            self._names |= {f"layers.{i}.{ours}": f"model.layers.{i}.{theirs}.weight" for ours, theirs in NAMES.items()}
-        if missing := [n for n in (*self._names.values(), "model.embed_tokens.weight") if n not in self._places]:
+            self._names |= {f"layers.{i}.{ours}": f"{stem}.layers.{i}.{theirs}.weight" for ours, theirs in NAMES.items()}
+        if missing := [n for n in (*self._names.values(), whole["embeddings"]) if n not in self._places]:
             raise _bad(f"{self.folder}: expected the tensor {missing[0]} in *.safetensors, found {len(self._places)} others.")
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -79,6 +79,13 @@ class LlamaFolder(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _described(path: Path) -> DecoderShape:
+    try:
+        return decoder_shape(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise _bad(f"{path}: expected the configuration of a checkpoint ({error}).") from error
 
 
 def _header(file: Path) -> dict[str, tuple[Path, str, int, tuple[int, ...]]]:
@@ -114,11 +121,17 @@ def write_language(weights: LlamaFolder, folder: str | Path, precision: str = "i
     Raises PerceptionError INVALID_BUNDLE where there is no space or no permission; then nothing is left behind.
     """
     with replacing(folder) as work:
-        path = work / "language_model.onnx"
-        with open(f"{path}.data", "wb") as beside:
-            graph = language_graph(weights.shape, weights, precision, beside=beside)
-        onnx.save(graph, path)
-    return Path(folder) / path.name
+        add_language(weights, work, precision)
+    return Path(folder) / "language_model.onnx"
+
+
+def add_language(weights: LlamaFolder, folder: Path, precision: str) -> onnx.ModelProto:
+    """The same in a folder that is being written; returns the graph without its weights."""
+    path = folder / "language_model.onnx"
+    with open(f"{path}.data", "wb") as beside:
+        graph = language_graph(weights.shape, weights, precision, beside=beside)
+    onnx.save(graph, path)
+    return graph
 
 
 def _bad(message: str) -> PerceptionError:

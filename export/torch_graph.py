@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 import torch
+from onnx_ir import external_data
 from torch import Tensor, nn
 
-from pixel_perception.export.language_graph import IR_VERSION, OPSET
+from pixel_perception.export.language_graph import IR_VERSION, LARGE, OPSET
 
 Axes = Mapping[int, str]
 """Axis -> name of its size, which may then change from run to run."""
@@ -22,11 +24,14 @@ def torch_graph(
     axes: Mapping[str, Axes],
     outputs: Sequence[str],
     names: Mapping[str, Sequence[str]] | None = None,
+    beside: Path | None = None,
 ) -> onnx.ModelProto:
     """Graph of `module(**inputs)`, which returns as many tensors as there are `outputs`.
 
     inputs: examples by argument; sizes named in `axes` must be at least 2 in them, because the exporter takes 0 and 1 for
     constants. An argument that is a list of tensors has the same axes for all, and its tensors are called as `names` says.
+    beside: file that takes the weights, in the folder that the graph will be saved to, so that the graph may need more than the
+    2 GB that one file can hold; such a graph is to be checked there (`onnx.checker.check_model(path)`).
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
     flat = [name for key in inputs for name in ((names or {}).get(key) or [key])]
@@ -41,6 +46,8 @@ def torch_graph(
             module.eval(), (), kwargs=dict(inputs), dynamo=True, dynamic_shapes={key: shape(key) for key in inputs}, input_names=flat,
             output_names=list(outputs), opset_version=OPSET, optimize=True, verbose=False, external_data=False,
         )  # fmt: skip
+    if beside is not None:
+        program.model = external_data.unload_from_model(program.model, beside.parent, beside.name, size_threshold_bytes=LARGE)
     proto = program.model_proto
     proto.ir_version = IR_VERSION
     _name_axes(proto, {name: axes.get(key, {}) for key in inputs for name in ((names or {}).get(key) or [key])})
@@ -49,7 +56,8 @@ def torch_graph(
         node.ClearField("doc_string")
         del node.metadata_props[:]
     del proto.graph.value_info[:]
-    onnx.checker.check_model(proto, full_check=True)
+    if beside is None:
+        onnx.checker.check_model(proto, full_check=True)
     return proto
 
 

@@ -132,7 +132,7 @@ class Manifest:
         if found != FORMAT:
             raise _bad(f"{where}: expected format {FORMAT}, found {found!r}; assemble the bundle again with this version.")
         expected, found = raw.pop("seal", None), _seal(raw)
-        manifest = _parse(Manifest, raw, where)
+        manifest = parse(Manifest, raw, where)
         if expected != found:
             raise _bad(f"{where}: expected contents with SHA-256 {expected}, found {found}; the file is damaged or was edited.")
         return manifest
@@ -255,7 +255,7 @@ def _seal(raw: dict) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
-def _parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
+def parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
     """Build `kind` (a dataclass, tuple, dict, union or plain type) from JSON; `where` names the value in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -267,13 +267,13 @@ def _parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
         for name, f in fields.items():
             optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
             _expect(optional or name in value, f"{where}: {name}", "a value", "none")
-        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        return kind(**{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
     if origin is tuple:
         _expect(isinstance(value, list), where, "a list", value)
-        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         _expect(isinstance(value, dict), where, "an object", value)
-        return {name: _parse(arguments[1], item, f"{where}: {name}") for name, item in value.items()}
+        return {name: parse(arguments[1], item, f"{where}: {name}") for name, item in value.items()}
     if origin in (types.UnionType, typing.Union):
         _expect(type(value) in arguments, where, " or ".join(a.__name__ for a in arguments), value)
         return value

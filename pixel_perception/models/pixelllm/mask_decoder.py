@@ -41,7 +41,7 @@ class MaskAdapter(nn.Module):
     def forward(self, corners: torch.Tensor, visual: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """corners (R, 2, D), visual tokens (R, N, Cv), language states (R, T, Ct) -> corners (R, 2, D)."""
         keys = torch.cat([self.visual(visual), self.words(words)], dim=1)
-        queries = self.queries.expand(len(corners), -1, -1)
+        queries = self.queries.expand(corners.shape[0], -1, -1)  # len() would make the exporter take it for a constant
         queries, _ = self.transformer(queries, keys, torch.zeros_like(keys))
         return corners + self.gate.tanh() * queries
 

@@ -53,12 +53,12 @@ class PixelDecoder(nn.Module):
         self.upscale = upsampler(dim, config.upscaled)
         self.scale_weights = nn.Parameter(torch.full((levels,), 1 / levels))
 
-    def forward(self, targets: Tensor, maps: Tensor, image_of_target: Sequence[int] | None = None) -> DecodedMasks:
+    def forward(self, targets: Tensor, maps: Tensor, image_of_target: Sequence[int] | Tensor | None = None) -> DecodedMasks:
         """targets (T, L, dim) on the images that `image_of_target` tells (all on the first when it is None).
 
         maps (B, L, dim, h, w). All targets run at once; an image's maps are widened once for all its targets.
         """
-        images = torch.as_tensor(image_of_target or [0] * len(targets), device=maps.device)
+        images = torch.as_tensor([0] * len(targets) if image_of_target is None else image_of_target, device=maps.device)
         logits, qualities = [], []
         for level, transformer in enumerate(self.transformers):
             source = self.source(level, maps[:, level])[images]

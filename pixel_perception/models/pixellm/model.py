@@ -90,15 +90,23 @@ class PixelLM(PerceptionModel):
 
         Raises ValueError when the frames have another size than the tower or do not match the sizes.
         """
-        side, grid, pooled = self.config.vision.side, self.config.vision.grid, self.config.pooled
+        side = self.config.vision.side
         if images.shape[1:] != (3, side, side) or len(images) != len(fitted):
             raise ValueError(f"{len(fitted)} frames (3, {side}, {side}) are needed, got {tuple(images.shape)}")
-        pixels = valid_pixels(fitted, side, images.device)
+        seen = self.see(images, valid_pixels(fitted, side, images.device))
+        return ImageFeatures(*seen, [tuple(x) for x in fitted])
+
+    def see(self, images: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B, 3, side, side) and which of their pixels are valid (B, side, side) -> `tokens`, `valid` and `maps` of
+
+        `ImageFeatures`: the part of `encode` that is a graph.
+        """
+        grid, pooled = self.config.vision.grid, self.config.pooled
         levels = self.vision(images, valid_cells(pixels, grid))
         maps = [self.neck(as_map(self.to_decoder(x), grid)) for x in levels]
         coarse = F.interpolate(as_map(levels[0], grid), (pooled, pooled), mode="bilinear", align_corners=False)
         tokens = self.to_text(coarse.flatten(2).transpose(1, 2))
-        return ImageFeatures(tokens, valid_cells(pixels, pooled), torch.stack(maps, 1), [tuple(x) for x in fitted])
+        return tokens, valid_cells(pixels, pooled), torch.stack(maps, 1)
 
     def splice(self, ids: Tensor, text_valid: Tensor, features: ImageFeatures, image_of_row: Sequence[int]):
         """Rows of ids (R, t) -> embeddings (R, t - 1 + n, dim) and validity (R, t - 1 + n), image in its slot.
