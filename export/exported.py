@@ -13,7 +13,7 @@ import numpy as np
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
-from pixel_perception.runtime.drafting import Ahead, draft
+from pixel_perception.runtime.drafting import Ahead
 from pixel_perception.runtime.session import Backend
 from pixel_perception.runtime.text import Vocabulary, normalised
 
@@ -194,7 +194,8 @@ class Exported:
 
     def _generate(self, trace: Trace, prefix: np.ndarray, question: np.ndarray, repeated: Sequence[int]) -> None:
         """`repeated`: ids of the question that the answer probably repeats."""
-        tokens, states, ahead = self.manifest.tokens, [], None
+        tokens, states = self.manifest.tokens, []
+        ahead = Ahead(self._decoder, self._vocabulary, repeated, tuple(tokens.segments))
         base = tokens.segments[0]
         step = self._decoder.read([question], self._decoder.read([prefix], None).past)
         while True:
@@ -209,7 +210,5 @@ class Exported:
                 fed = ([tokens.all] if choice > base else []) + list(tokens.segments)
                 trace.groups.append(len(trace.ids) + len(fed) - len(tokens.segments))
             trace.ids += fed
-            expected = draft(repeated, choice, tuple(tokens.segments), self._vocabulary)
-            ahead = ahead or Ahead(self._decoder, self._vocabulary, expected)
             step = ahead.read(tuple(fed), step.past, self.manifest.context - step.past.lengths[0])
         trace.states = np.concatenate(states)

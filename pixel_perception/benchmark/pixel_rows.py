@@ -7,6 +7,7 @@ import numpy as np
 from pixel_perception.benchmark import roofline
 from pixel_perception.benchmark.rows import Row, take_turns
 from pixel_perception.benchmark.subject import Subject
+from pixel_perception.masks import iou
 from pixel_perception.runtime.instances import find
 from pixel_perception.runtime.language import Prompt
 from pixel_perception.runtime.text import Stream
@@ -25,7 +26,7 @@ def ask(subject: Subject) -> list[Row]:
 
     seconds = take_turns(subject.effort.rounds, ours=ours, reference=reference)
     targets = len(found["ours"])
-    overlap = [_overlap(a, b, frame.shape) for a, b in zip(found["ours"], found["reference"], strict=False)]
+    overlap = [iou(a.mask, b.mask) for a, b in zip(found["ours"], found["reference"], strict=False)]
     prefix = subject.perception.prefix(subject.encoded).lengths[0]
     steps = subject.steps([Prompt(subject.query.text, None, 96)])
     least = subject.pixels(targets, whole=True) / subject.machine.fp32 + subject.least((prefix, 1), *steps)
@@ -71,11 +72,6 @@ def the_reference_way(subject: Subject, frame: np.ndarray) -> list[Instance]:
         found += find(vision, encoded, Target(label, quantity, 0.0, False, span), i, logits[i], float(presence[i]),
                       thresholds.presence, thresholds.mask, None)[1]  # fmt: skip
     return found
-
-
-def _overlap(a: Instance, b: Instance, shape: tuple[int, ...]) -> float:
-    first, second = (instance.mask.full(shape[1], shape[0]) for instance in (a, b))
-    return float((first & second).sum() / max((first | second).sum(), 1))
 
 
 def follow(subject: Subject) -> list[Row]:

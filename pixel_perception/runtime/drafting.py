@@ -37,18 +37,18 @@ def draft(question: Sequence[int], first: int, group: Piece, vocabulary: Vocabul
 class Ahead:
     """Reads the pieces of one row in the order in which they are chosen, several at once where they were expected."""
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, expected: Sequence[Piece]) -> None:
-        """`expected`: pieces that will probably be chosen, from the first on; may be empty."""
-        self._decoder, self._vocabulary, self._expected = decoder, vocabulary, list(expected)
+    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, question: Sequence[int], group: Piece) -> None:
+        """`question`: ids that the answer will probably repeat, as `draft` has it; may be empty."""
+        self._decoder, self._vocabulary, self._question, self._group = decoder, vocabulary, question, group
         self._known: list[tuple[Piece, Step]] = []
 
     def read(self, piece: Piece, past: Past, room: int) -> Step:
         """What the decoder says after `piece`, which follows `past`; at most `room` positions may be read."""
         if self._known and self._known[0][0] == piece:
             return self._known.pop(0)[1]
-        # Whatever else was read ahead was wrong. So is the draft, unless nothing was read of it yet.
-        pieces = self._expected if self._expected[:1] == [piece] else [piece]
-        self._expected = []
+        # Whatever else was read ahead was wrong, and so is its draft: there is one attempt, with the first piece.
+        pieces = draft(self._question, piece[0], self._group, self._vocabulary) or [piece]
+        self._question = ()
         ends = np.cumsum([len(p) for p in pieces])
         fits = max(1, int(np.searchsorted(ends, room, side="right")))
         pieces, ends = pieces[:fits], ends[:fits]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.drafting import Ahead, draft
+from pixel_perception.runtime.drafting import Ahead
 from pixel_perception.runtime.session import Backend, Past, Step
 from pixel_perception.runtime.text import Stream, Vocabulary
 
@@ -107,7 +107,7 @@ class Language:
         """
         step, left = self._ask(prefix, prompts), [prompt.most for prompt in prompts]
         nothing = np.zeros((0, self.decoder.hidden), np.float32)
-        ahead = self._ahead(prompts[0], step) if len(prompts) == 1 else None
+        ahead = self._ahead(prompts[0]) if len(prompts) == 1 else None
         while True:
             if cancel is not None and cancel.is_set():
                 for answer in answers:
@@ -157,12 +157,10 @@ class Language:
             answer.finish_reason = "context"
         return () if answer.finish_reason else run
 
-    def _ahead(self, prompt: Prompt, step: Step) -> Ahead:
+    def _ahead(self, prompt: Prompt) -> Ahead:
         """What reads the answer to one question. A caption says what its question does not."""
-        first = self.choose(step.logits[0], step.states[0][-1])
-        run = self._runs[self._tokens.segments[0]]
-        expected = [] if prompt.region is not None else draft(self.vocabulary.question(prompt.question), first, run, self.vocabulary)
-        return Ahead(self.decoder, self.vocabulary, expected)
+        question = [] if prompt.region is not None else self.vocabulary.question(prompt.question)
+        return Ahead(self.decoder, self.vocabulary, question, self._runs[self._tokens.segments[0]])
 
     def _ask(self, prefix: Past, prompts: Sequence[Prompt]) -> Step:
         questions = {prompt.question: [self._tokens.begin, *self.vocabulary.question(prompt.question)] for prompt in prompts}

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime import huge_pages
+from pixel_perception.runtime.packing import Packing
 from pixel_perception.runtime.session import Step
 
 MOST_THREADS = 8
@@ -164,35 +165,17 @@ class OnnxDecoder:
 
     def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        seen = np.zeros((1, 0), bool) if past is None else past.seen
-        lengths = (0,) if past is None else past.lengths
-        rows, counts = len(parts), [len(part) for part in parts]
-        if rows > 1 == len(lengths) and past is not None:
-            seen, lengths = np.repeat(seen, rows, 0), lengths * rows
-        if rows != len(lengths) or not any(counts):
-            raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, found {rows} of {counts} positions")
-        positions = [np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)]
+        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked)
         kind = self._kinds["attention_bias"]
-        if rows == 1:
-            seen = np.ones((1, lengths[0] + counts[0]), bool)
-            bias, places = np.zeros((counts[0], seen.shape[1]), kind), np.asarray([counts[0] - 1] if asked is None else asked, np.int64)
-        else:
-            owner = np.repeat(np.arange(rows), counts)
-            seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
-            bias, places = np.where(seen[owner], kind(0), np.finfo(kind).min), np.cumsum(counts)[np.flatnonzero(counts)] - 1
         feeds = {
             "inputs_embeds": np.concatenate(parts)[None].astype(self._kinds["inputs_embeds"], copy=False),
-            "position_ids": np.concatenate(positions)[None],
-            "attention_bias": bias[None, None],
-            "asked": places,
+            "position_ids": packing.positions[None],
+            "attention_bias": np.where(packing.seen[packing.owner], kind(0), np.finfo(kind).min)[None, None],
+            "asked": packing.asked,
         }
         with _Reported():
-            memory, logits, states = self._run(feeds, None if past is None else past.memory, seen.shape[1])
-        after = OnnxPast(memory, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
-        if rows == 1:
-            return Step(logits, states[None], after)
-        following = iter(logits)
-        return Step([next(following) if c else logits[0, :0] for c in counts], np.split(states, np.cumsum(counts)[:-1]), after)
+            memory, logits, states = self._run(feeds, None if past is None else past.memory, packing.seen.shape[1])
+        return packing.step(logits, states, OnnxPast(memory, packing.seen, packing.lengths))
 
     def _run(self, feeds: dict[str, np.ndarray], before: _Memory | None, total: int) -> tuple[_Memory, np.ndarray, np.ndarray]:
         """The memory written to, logits (asked, vocabulary) and states (positions, hidden)."""

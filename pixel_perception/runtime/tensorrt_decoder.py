@@ -12,6 +12,7 @@ import numpy as np
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, Memory
 from pixel_perception.runtime.engine_key import POSITIONS, ROWS, STEP
+from pixel_perception.runtime.packing import Packing
 from pixel_perception.runtime.session import Step
 from pixel_perception.runtime.tensorrt_context import Context
 
@@ -120,21 +121,12 @@ class TensorRtDecoder:
 
     def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None, asked: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        seen = np.zeros((1, 0), bool) if past is None else past.seen
-        lengths = (0,) if past is None else past.lengths
-        rows, counts = len(parts), [len(part) for part in parts]
-        if rows > 1 == len(lengths) and past is not None:
-            seen, lengths = np.repeat(seen, rows, 0), lengths * rows
-        if rows != len(lengths) or not any(counts):
-            raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, found {rows} of {counts} positions")
-        owner, before = np.repeat(np.arange(rows), counts), seen.shape[1]
-        seen = np.concatenate((seen, owner == np.arange(rows)[:, None]), 1)
+        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked)
+        seen, owner, before, places = packing.seen, packing.owner, packing.before, packing.asked
         if seen.shape[1] > POSITIONS:
             raise PerceptionError("INVALID_QUERY", f"{self._where}: expected at most {POSITIONS} positions of all rows together, "
                                                    f"found {seen.shape[1]}; ask less at once.")
-        embeddings = np.concatenate(parts)[None]
-        positions = np.concatenate([np.arange(n, n + c) for n, c in zip(lengths, counts, strict=True)])[None]
-        places = np.cumsum(counts)[np.flatnonzero(counts)] - 1 if asked is None else np.asarray(asked, np.int64)
+        embeddings, positions = np.concatenate(parts)[None], packing.positions[None]
         logits, states = [], []
         with self._lock:
             self._device.use()
@@ -148,10 +140,7 @@ class TensorRtDecoder:
                 found = self._step(lease.places, embeddings[:, part], positions[:, part], visible, which)
                 logits += list(found[0])
                 states.append(found[1])
-        after = TensorRtPast(lease, seen, tuple(n + c for n, c in zip(lengths, counts, strict=True)))
-        answers, nothing = iter(logits), np.zeros(0, np.float32)
-        said = [next(answers) if c else nothing for c in counts] if asked is None else logits
-        return Step(said, np.split(np.concatenate(states), np.cumsum(counts)[:-1]), after)
+        return packing.step(logits, np.concatenate(states), TensorRtPast(lease, seen, packing.lengths))
 
     def _step(self, places: Places, embeddings: np.ndarray, positions: np.ndarray, visible: np.ndarray,
               asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixel_perception.runtime import language as language_module
+from pixel_perception.runtime import drafting
 from pixel_perception.runtime.drafting import Ahead, draft
 from pixel_perception.runtime.language import Answer, Group, Language
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
@@ -67,7 +67,7 @@ def test_a_draft_repeats_the_names_of_a_question(language):
 def test_what_was_guessed_right_is_read_in_one_step(language, prefix, monkeypatch, question, text, read, one_by_one):
     answer, events, steps = run(language, prefix, question)
     assert steps == read
-    monkeypatch.setattr(language_module, "draft", lambda *_: [])
+    monkeypatch.setattr(drafting, "draft", lambda *_: [])
     plain, others, alone = run(language, prefix, question)
     assert alone == one_by_one
     assert answer.stream.text == plain.stream.text == text and answer.tokens == plain.tokens
@@ -83,7 +83,7 @@ def test_what_was_guessed_right_is_read_in_one_step(language, prefix, monkeypatc
 @pytest.mark.parametrize("question", ["all red mug", "the red banana and the mug", "red mug red mug", "mugs forever and the red"])
 def test_a_wrong_draft_changes_nothing(language, prefix, monkeypatch, question):
     answer, events, steps = run(language, prefix, question, 30)
-    monkeypatch.setattr(language_module, "draft", lambda *_: [])
+    monkeypatch.setattr(drafting, "draft", lambda *_: [])
     plain, others, alone = run(language, prefix, question, 30)
     assert (answer.stream.text, answer.tokens, answer.finish_reason) == (plain.stream.text, plain.tokens, plain.finish_reason)
     assert [getattr(e, "span", e) for e in events] == [getattr(e, "span", e) for e in others]
@@ -94,7 +94,7 @@ def test_a_wrong_draft_changes_nothing(language, prefix, monkeypatch, question):
 def test_no_more_is_read_than_there_is_room(language, prefix, room):
     book = language._runs[language._tokens.segments[0]]
     ids = words(language, "the red mug and the yellow banana")
-    ahead = Ahead(language.decoder, language.vocabulary, draft(ids, ids[1], book, language.vocabulary))
+    ahead = Ahead(language.decoder, language.vocabulary, ids, book)
     step = ahead.read((ids[1],), prefix, room)
     # "red", "mug", a group, a comma, "yellow", "banana", a group.
     assert language.decoder.steps == [{5: 2, 6: 6, 8: 8, 9: 9, 12: 9, 13: 13, 30: 13}.get(room, 1)]

@@ -1,0 +1,54 @@
+"""Rows of different length as one sequence: where each new position belongs, what it may see and whose logits are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixel_perception.runtime.session import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """What `Decoder.read` was asked, for a graph that reads one sequence."""
+
+    counts: tuple[int, ...]
+    """New positions of each row."""
+    owner: np.ndarray
+    """(count,): the row of each new position."""
+    before: int
+    """Positions that were read before, of all rows together."""
+    seen: np.ndarray
+    """(rows, before + count) bool: the positions that belong to each row."""
+    positions: np.ndarray
+    """(count,): place of each new position in its own row."""
+    asked: np.ndarray
+    """Places among the new positions whose logits are wanted, rising."""
+    chosen: bool
+    """Whether they were named; else they are the last of each row."""
+    lengths: tuple[int, ...]
+    """Positions of each row afterwards."""
+
+    @staticmethod
+    def of(parts: Sequence[np.ndarray], seen: np.ndarray | None, lengths: tuple[int, ...], asked: Sequence[int] | None) -> Packing:
+        """Rows that read `parts` after `lengths` positions of `seen` (None: nothing yet, one row). Raises ValueError as `read`."""
+        rows, counts = len(parts), tuple(len(part) for part in parts)
+        if rows > 1 == len(lengths) and seen is not None:
+            seen, lengths = np.repeat(seen, rows, 0), lengths * rows
+        if rows != len(lengths) or not any(counts):
+            raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, "
+                             f"found {rows} of {list(counts)} positions")  # fmt: skip
+        seen = np.zeros((1, 0), bool) if seen is None else seen
+        owner = np.repeat(np.arange(rows), counts)
+        after = tuple(n + c for n, c in zip(lengths, counts, strict=True))
+        places = np.cumsum(counts)[np.flatnonzero(counts)] - 1 if asked is None else np.asarray(asked, np.int64)
+        return Packing(counts, owner, seen.shape[1], np.concatenate((seen, owner == np.arange(rows)[:, None]), 1),
+                       np.concatenate([np.arange(n, m) for n, m in zip(lengths, after, strict=True)]), places, asked is not None, after)
+
+    def step(self, logits: Sequence[np.ndarray], states: np.ndarray, past) -> Step:
+        """The answer of `read`: logits of the places that were asked, states (count, hidden)."""
+        following, nothing = iter(logits), np.zeros(0, np.float32)
+        said = list(logits) if self.chosen else [next(following) if c else nothing for c in self.counts]
+        return Step(said, np.split(states, np.cumsum(self.counts)[:-1]), past)
