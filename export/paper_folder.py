@@ -56,7 +56,7 @@ def export_graphs(name: str, source: Path, out: Path, precision: str = "int8") -
     """
     if out.exists() and not (out / GRAPHS).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise PerceptionError("INVALID_BUNDLE", f"{out}: expected no folder, an empty one or one with {GRAPHS}, found other files.")
-    config = from_dict(describe(source)["configuration"], where=str(source))
+    config = from_dict(describe(source)["configuration"], str(source))
     model = load(source, None if isinstance(config, PixelLMConfig) else torch.float32)
     language, model.language = model.language, None  # a LLaMA stays in its own precision, half the size of fp32
     head = getattr(model, "word_head", None)

@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.strict import build
 
 FORMAT = 2
 """Version of the manifest's layout that this code reads and writes."""
@@ -255,34 +255,6 @@ def _seal(raw: dict) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
-def parse(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
-    """Build `kind` (a dataclass, tuple, dict, union or plain type) from JSON; `where` names the value in errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        _expect(isinstance(value, dict), where, "an object", value)
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        for name in value:
-            _expect(name in fields, f"{where}: {name}", f"one of {', '.join(fields)}", name)
-        for name, f in fields.items():
-            optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-            _expect(optional or name in value, f"{where}: {name}", "a value", "none")
-        return kind(**{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin is tuple:
-        _expect(isinstance(value, list), where, "a list", value)
-        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        _expect(isinstance(value, dict), where, "an object", value)
-        return {name: parse(arguments[1], item, f"{where}: {name}") for name, item in value.items()}
-    if origin in (types.UnionType, typing.Union):
-        _expect(type(value) in arguments, where, " or ".join(a.__name__ for a in arguments), value)
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    _expect(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), where, kind.__name__, value)
-    return value
-
-
-def _expect(condition: bool, where: str, expected: str, found: object) -> None:
-    if not condition:
-        raise _bad(f"{where}: expected {expected}, found {found!r:.80}.")
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """`value`, out of JSON, as `kind` (`strict.build`); `where` names the file. Raises PerceptionError INVALID_BUNDLE."""
+    return build(kind, value, where, lambda sentence: _bad(f"{sentence}."))

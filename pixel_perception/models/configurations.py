@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.t5 import T5Config
 from pixel_perception.models.pixelllm.text_decoder import TextDecoderConfig
 from pixel_perception.models.pixellm.config import PixelLMConfig
+from pixel_perception.strict import build
 
 Config = CompactConfig | PixelLMConfig | PixelLLMConfig
 
@@ -64,54 +64,18 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_dict(values: dict[str, Any], kind: type | None = None, where: str = "configuration") -> Any:
-    """Inverse of `to_dict`; fields that are not given keep their defaults.
+def from_dict(values: Any, where: str = "") -> Config:
+    """Inverse of `to_dict`; fields that are not given keep their defaults. `where` names the file in complaints.
 
     Raises ConfigurationError for an unknown kind or field, a value of another type, or values that contradict each other.
     """
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{where}: expected an object with fields, found {values!r}")
-    values = dict(values)
-    if kind is None or "kind" in values:
-        name = values.pop("kind", None)
-        if name not in KINDS:
-            raise ConfigurationError(f"{where}.kind: expected one of {', '.join(KINDS)}, found {name!r}")
-        kind = KINDS[name]
-    hints = get_type_hints(kind)
-    if unknown := sorted(values.keys() - hints.keys()):
-        raise ConfigurationError(f"{where}.{unknown[0]}: no such field; expected one of {', '.join(hints)}")
-    try:
-        return kind(**{name: _typed(value, hints[name], f"{where}.{name}") for name, value in values.items()})
-    except ConfigurationError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{where}: {error}") from None
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    choices = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
-    if value is None and type(None) in choices:
-        return None
-    parts = [choice for choice in choices if is_dataclass(choice)]
-    if parts:
-        found = from_dict(value, parts[0] if len(parts) == 1 else None, where)
-        if not isinstance(found, tuple(parts)):
-            raise ConfigurationError(f"{where}: expected {' or '.join(part.__name__ for part in parts)}, found {type(found).__name__}")
-        return found
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigurationError(f"{where}: expected a list, found {value!r}")
-        return tuple(_typed(item, get_args(hint)[0], where) for item in value)
-    allowed = (int, float) if hint is float else hint
-    if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigurationError(f"{where}: expected {hint.__name__}, found {value!r}")
-    return hint(value)
+    return build(Config, values, where, ConfigurationError, "configuration", KINDS)
 
 
 def read(path: str | Path) -> Config:
     """A configuration from a JSON file. Raises ConfigurationError."""
     try:
-        return from_dict(json.loads(Path(path).read_text()), where=str(path))
+        return from_dict(json.loads(Path(path).read_text()), str(path))
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{path}: expected JSON, found {error}") from None
 

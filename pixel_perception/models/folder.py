@@ -76,7 +76,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None, device: str | tor
     """
     folder = Path(folder)
     described = describe(folder)
-    config = from_dict(described["configuration"], where=f"{folder / DESCRIPTION}: configuration")
+    config = from_dict(described["configuration"], str(folder / DESCRIPTION))
     tensors = Folder(folder)
     shapes = tensors.shapes()
     with building(dtype or getattr(torch, described["dtype"])), torch.device(device):

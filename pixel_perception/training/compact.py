@@ -18,11 +18,10 @@ from pixel_perception.drawing import COLORS, paint
 from pixel_perception.simulation.catalog import Catalog
 from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.phrases import Vocabulary
-from pixel_perception.training.config import TrainConfig
+from pixel_perception.training.config import ConfigError, TrainConfig
 from pixel_perception.training.course import Course
 from pixel_perception.training.lesson import Lesson
 from pixel_perception.training.processes import Processes
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.sample import TaskError
 
 Prepare = Callable[[Sequence[Record], random.Random, float], dict[str, Any]]

@@ -5,12 +5,19 @@ A file has one of the sections `pixellm`, `pixelllm` and `compact`, which says w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pixel_perception.training.strict import ConfigError, build, load, plain, put, said
+import yaml
+
+from pixel_perception.strict import build, said
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: one sentence that names the file and the field."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them; `parse` reads them again."""
-        return plain(asdict(self))
+        return _plain(asdict(self))
 
 
 SYSTEMS = ("pixellm", "pixelllm", "compact")
@@ -168,15 +175,15 @@ SYSTEMS = ("pixellm", "pixelllm", "compact")
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """A YAML file with `overrides` ("optimiser.rate=1e-4", ...) put into it. Raises ConfigError."""
-    values = load(Path(path))
+    values = _load(Path(path))
     for override in overrides:
-        put(values, override)
+        _put(values, override)
     return parse(values, str(path))
 
 
 def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
     """A configuration out of plain values; `where` begins every complaint. Raises ConfigError."""
-    config = build(TrainConfig, values, where)
+    config = build(TrainConfig, values, where, ConfigError)
     present = [name for name in SYSTEMS if getattr(config, name) is not None]
     if len(present) != 1:
         raise ConfigError(f"{where}: expected one of the sections {', '.join(SYSTEMS)}, found {' and '.join(present) or 'none'}")
@@ -211,3 +218,57 @@ def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
         check("pixelllm.scale", 0 < config.pixelllm.scale[0] <= config.pixelllm.scale[1], "two shares, the smaller first")
         check("pixelllm.texts", config.pixelllm.texts > 0, "1 or more")
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of YAML 1.2: 1.1 reads 1e-4, which has no point, as a text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+                              list("-+.0123456789"))  # fmt: skip
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file. Raises ConfigError."""
+    try:
+        values = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected fields with values, found {said(values)}")
+    return values
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    """Put "section.field=value" into plain values, the value written as in YAML. Raises ConfigError."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected key=value, such as optimiser.rate=1e-4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value and has no field {last!r}")
+    try:
+        values[last] = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: expected a value as YAML writes it, found {text!r}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and tuples as YAML and JSON have them."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def flat(values: dict, above: str = "") -> dict[str, object]:
+    """Nested fields as "section.field"."""
+    out: dict[str, object] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return out

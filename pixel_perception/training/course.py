@@ -14,11 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pixel_perception.training.config import TrainConfig
+from pixel_perception.training.config import ConfigError, TrainConfig
 from pixel_perception.training.lesson import Lesson
 from pixel_perception.training.processes import Processes
 from pixel_perception.training.stream import MixtureStream, Stream
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.mixture import Mixture
 from pixel_perception.training.tasks.registry import find
 from pixel_perception.training.tasks.sample import Task, TaskError

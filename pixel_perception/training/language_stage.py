@@ -21,12 +21,12 @@ from pixel_perception.simulation.dataset import Record, load
 from pixel_perception.simulation.instructions import Instruction, one
 from pixel_perception.simulation.phrases import Vocabulary
 from pixel_perception.training.compact import CompactLesson, tinted
+from pixel_perception.training.config import ConfigError
 from pixel_perception.training.lesson import Picture
 from pixel_perception.training.objectives import centre_losses, direction_loss, target_losses
 from pixel_perception.training.pixel_stage import PixelStage, region_targets
 from pixel_perception.training.rounds import IGNORE, REGION, RoundWriter
 from pixel_perception.training.scenes import Scene, centre_targets, images
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.words import PhraseEncoder, WordTeacher
 
 ROUNDS = 9

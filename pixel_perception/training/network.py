@@ -11,8 +11,7 @@ from torch import Tensor
 from pixel_perception.models import folder
 from pixel_perception.models.configurations import VARYING, Config, configuration, from_dict, to_dict
 from pixel_perception.models.perception_model import PerceptionModel
-from pixel_perception.training.config import TrainConfig
-from pixel_perception.training.strict import ConfigError, flat
+from pixel_perception.training.config import ConfigError, TrainConfig, flat
 
 SMALL = 50_000_000
 """Parameters up to which a network may begin with random weights: larger ones were forgotten to be given theirs."""
@@ -35,7 +34,7 @@ def begin(config: TrainConfig, name: str) -> PerceptionModel:
         torch.manual_seed(config.seed)
         return PerceptionModel.of(wanted)
     where = Path(config.start)
-    found = from_dict(folder.describe(where)["configuration"], where=str(where))
+    found = from_dict(folder.describe(where)["configuration"], str(where))
     theirs, ours = flat(to_dict(found)), flat(to_dict(wanted))
     for key in dict.fromkeys([*ours, *theirs]):
         if theirs.get(key) != ours.get(key) and not set(key.split(".")) & set(VARYING):

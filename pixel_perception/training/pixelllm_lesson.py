@@ -16,10 +16,9 @@ from pixel_perception.models.pixelllm.t5 import T5
 from pixel_perception.models.pixelllm.text import PixelLLMText
 from pixel_perception.training import network
 from pixel_perception.training.collate_pixelllm import Collate, PixelLLMBatch
-from pixel_perception.training.config import TrainConfig
+from pixel_perception.training.config import ConfigError, TrainConfig
 from pixel_perception.training.lesson import Lesson, Picture
 from pixel_perception.training.pixellm_lesson import tinted
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.sample import Sample
 from pixel_perception.types import Region, WordLocation
 

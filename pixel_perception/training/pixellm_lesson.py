@@ -16,10 +16,9 @@ from pixel_perception.models.pixellm.model import ImageFeatures, PixelLM
 from pixel_perception.models.pixellm.text import SEG, PixelLMText
 from pixel_perception.training import network
 from pixel_perception.training.collate_pixellm import Collate, Lines, PixelLMBatch
-from pixel_perception.training.config import Lora, TrainConfig
+from pixel_perception.training.config import ConfigError, Lora, TrainConfig
 from pixel_perception.training.config import PixelLM as Options
 from pixel_perception.training.lesson import Lesson, Picture
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.sample import Sample
 
 SPOKEN = 64

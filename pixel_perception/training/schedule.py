@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pixel_perception.training.config import Optimiser, Schedule
-from pixel_perception.training.strict import ConfigError
+from pixel_perception.training.config import ConfigError, Optimiser, Schedule
 
 BLOCK = re.compile(r"(?:^|\.)semantic\.blocks\.(\d+)\.")
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from pixel_perception.cli import Parser
 from pixel_perception.training import schedule
-from pixel_perception.training.config import TrainConfig, read
+from pixel_perception.training.config import ConfigError, TrainConfig, flat, read
 from pixel_perception.training.course import Course, find_config, open_course
 from pixel_perception.training.monitor import Monitor
 from pixel_perception.training.processes import Processes, to_device
 from pixel_perception.training.state import Progress, RunState, newest
-from pixel_perception.training.strict import ConfigError, flat
 
 
 class TrainingStopped(ValueError):

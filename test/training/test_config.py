@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from pixel_perception.models.configurations import configuration
-from pixel_perception.training.config import parse, read
+from pixel_perception.training.config import ConfigError, parse, read
 from pixel_perception.training.course import find_config
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.mixture import PIXELLM, spread
 from pixel_perception.training.tasks.registry import find
 
@@ -84,3 +83,8 @@ def test_overrides():
                                 "optimiser.speed=1": "optimiser.speed: no such field", "seed.x=1": "seed is a value"}.items():  # fmt: skip
         with pytest.raises(ConfigError, match=complaint):
             read(path, ["seed=0", override])
+
+
+@pytest.mark.parametrize(("written", "rate"), [("1e-4", 1e-4), ("2.5e3", 2500.0), (".5e1", 5.0), ("1.e-2", 0.01), ("3", 3.0)])
+def test_numbers_without_point_or_sign_are_numbers(written, rate):
+    assert read(HOME / "pixellm-7b.yaml", [f"optimiser.rate={written}"]).optimiser.rate == rate

@@ -5,9 +5,8 @@ from torch import nn
 
 from pixel_perception.models.configurations import configuration
 from pixel_perception.models.perception_model import PerceptionModel
-from pixel_perception.training.config import Optimiser, Schedule
+from pixel_perception.training.config import ConfigError, Optimiser, Schedule
 from pixel_perception.training.schedule import factor, groups
-from pixel_perception.training.strict import ConfigError
 
 
 def rates(schedule, steps):

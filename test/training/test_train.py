@@ -17,13 +17,12 @@ from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig, ImageConfig, LanguageConfig, RegionConfig
 from pixel_perception.training import state
 from pixel_perception.training.compact import course
-from pixel_perception.training.config import parse
+from pixel_perception.training.config import ConfigError, parse
 from pixel_perception.training.monitor import Monitor
 from pixel_perception.training.pixel_stage import PixelStage, collate
 from pixel_perception.training.processes import Processes
 from pixel_perception.training.scenes import Scene
 from pixel_perception.training.state import StateError, newest
-from pixel_perception.training.strict import ConfigError
 from pixel_perception.training.tasks.sample import TaskError
 from pixel_perception.training.train import Run, TrainingStopped
 
