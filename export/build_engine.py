@@ -10,25 +10,19 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
 
-import onnx
-
 from pixel_perception.errors import PerceptionError
-from pixel_perception.export.gpu_graph import gpu_graph
+from pixel_perception.export.gpu_graph import write_gpu_graph
 from pixel_perception.runtime.engine_key import EngineKey, profiles_of
 from pixel_perception.runtime.engines import write_engine
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
 
-LARGE = 1 << 30
-"""Bytes from which weights stand beside a graph: a protobuf holds at most 2 GiB."""
 
-
-def build(trt: ModuleType, model: onnx.ModelProto, key: EngineKey, timing: Path, say) -> memoryview:
-    """Parse and build a GPU graph, always strongly typed, for this machine or ahead of time for the key's compute capability.
+def build(trt: ModuleType, graph: Path, key: EngineKey, timing: Path, say) -> memoryview:
+    """Parse and build the GPU graph in a file, always strongly typed, for this machine or ahead of time for the key's compute capability.
 
     `say` gets how much is done. Raises PerceptionError INVALID_BUNDLE that names the nodes which TensorRT cannot run.
     """
@@ -36,7 +30,7 @@ def build(trt: ModuleType, model: onnx.ModelProto, key: EngineKey, timing: Path,
     builder = trt.Builder(logger)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # from TensorRT 11 on there is nothing else
     network = builder.create_network(0 if typed is None else 1 << int(typed))
-    _parse(trt, network, logger, model, key)
+    _parse(trt, network, logger, graph, key)
     config = builder.create_builder_config()
     if key.device == "any":
         _ahead_of_time(trt, config, key.compute_capability)
@@ -58,16 +52,9 @@ def build(trt: ModuleType, model: onnx.ModelProto, key: EngineKey, timing: Path,
     return memoryview(engine)
 
 
-def _parse(trt: ModuleType, network, logger, model: onnx.ModelProto, key: EngineKey) -> None:
+def _parse(trt: ModuleType, network, logger, graph: Path, key: EngineKey) -> None:
     parser = trt.OnnxParser(network, logger)
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGE:
-        parsed = parser.parse(model.SerializeToString())
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "graph.onnx"
-            onnx.save(model, file, save_as_external_data=True, location="graph.onnx.data")
-            parsed = parser.parse_from_file(str(file))
-    if parsed:
+    if parser.parse_from_file(str(graph)):
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     nodes = dict.fromkeys(f"{e.node_name() or 'a node without a name'} ({e.node_operator()})" for e in errors)
@@ -160,9 +147,10 @@ def main() -> int:
         trt, version = find_tensorrt()
         if version != key.runtime:
             raise PerceptionError("INVALID_BUNDLE", f"TensorRT: expected {key.runtime}, found {version}.")
-        model = gpu_graph(Path(job["graph"]), key.precision)
-        engine = build(trt, model, key, Path(job["timing"]), say)
-        write_engine(Path(job["out"]), job["key"], engine)
+        out = Path(job["out"])
+        graph = write_gpu_graph(Path(job["graph"]), key.precision, out.with_name("graph.onnx"))
+        engine = build(trt, graph, key, Path(job["timing"]), say)
+        write_engine(out, job["key"], engine)
     except PerceptionError as error:
         print(json.dumps({"error": error.message}), flush=True)
         return 1

@@ -7,11 +7,16 @@ reductions, divisions, and all that is computed from coordinates. Inputs and out
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.export.fused_language import read_tensor
+from pixel_perception.export.language_graph import GraphWriter
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 """Always in fp16."""
@@ -25,23 +30,27 @@ MOST = 65504.0
 """Largest fp16 number."""
 
 
-def to_half(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def to_half(model: onnx.ModelProto, where: Path | str, beside: BinaryIO | None = None) -> onnx.ModelProto:
     """A copy of an fp32 graph with its products in fp16.
 
-    Raises PerceptionError INVALID_BUNDLE when a weight (named; `name` is the graph's) is too large for fp16.
+    `where`: the graph's file, beside which its external data lies, if it has such; `beside`: as in `GraphWriter`. Raises
+    PerceptionError INVALID_BUNDLE when a weight (named) is too large for fp16.
     """
-    return _Half(model, name).converted()
+    return _Half(model, Path(where), beside).converted()
 
 
 class _Half:
-    def __init__(self, model: onnx.ModelProto, name: str) -> None:
+    def __init__(self, model: onnx.ModelProto, where: Path, beside: BinaryIO | None) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        self.model, self.name = onnx.ModelProto(), name
+        self.model, self.where, self.writer = onnx.ModelProto(), where, GraphWriter(beside=beside)
+        self.whole = beside is None
         self.model.CopyFrom(model)
         graph = inferred.graph
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
         self.constants = {t.name: t for t in self.model.graph.initializer}
         self.types |= {t.name: t.data_type for t in self.constants.values()}
+        self.halved: dict[str, str] = {}
+        """Names of constants in fp16, and of what they are made of."""
         self.nodes: list[onnx.NodeProto] = []
 
     def converted(self) -> onnx.ModelProto:
@@ -60,11 +69,16 @@ class _Half:
                 self._rename(value.name, value.name + ".fp16")
                 self.nodes.append(helper.make_node("Cast", [value.name + ".fp16"], [value.name], value.name + ".fp32", to=FLOAT))
         used = {i for node in self.nodes for i in node.input}
-        kept = [t for t in self.constants.values() if t.name in used]
+        for name, tensor in self.constants.items():
+            if name in used:
+                self.writer.constant(name, read_tensor(tensor, self.where))
+        for name, source in self.halved.items():
+            self.writer.constant(name, self._halved(source))
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(self.nodes)
-        graph.initializer.extend(kept)
-        onnx.checker.check_model(self.model, full_check=True)
+        graph.initializer.extend(self.writer.initializers)
+        if self.whole:
+            onnx.checker.check_model(self.model, full_check=True)
         return self.model
 
     def _convert(self, node: onnx.NodeProto) -> None:
@@ -89,15 +103,20 @@ class _Half:
             return name
         self.types[name] = kind
         if tensor in self.constants:
-            values = numpy_helper.to_array(self.constants[tensor])
-            largest = np.abs(values[np.isfinite(values)]).max(initial=0)
-            if largest > MOST:
-                raise PerceptionError("INVALID_BUNDLE", f"graph {self.name}, weight {tensor}: expected numbers of at most {MOST:g} for "
-                                                        f"fp16, found {largest:g}.")
-            self.constants[name] = numpy_helper.from_array(values.astype(np.float16), name)
+            self.halved[name] = tensor
         else:
             self.nodes.append(helper.make_node("Cast", [tensor], [name], name, to=kind))
         return name
+
+    def _halved(self, name: str) -> np.ndarray:
+        values = read_tensor(self.constants[name], self.where)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if (np.isinf(half) & np.isfinite(values)).any():
+            largest = np.abs(values[np.isfinite(values)]).max()
+            raise PerceptionError("INVALID_BUNDLE", f"{self.where}, weight {name}: expected numbers of at most {MOST:g} for fp16, "
+                                                    f"found {largest:g}.")
+        return half
 
     def _rename(self, old: str, new: str) -> None:
         for node in self.nodes:

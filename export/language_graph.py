@@ -29,7 +29,7 @@ from typing import BinaryIO
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
@@ -139,16 +139,20 @@ class GraphWriter:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         value = np.require(value, requirements="C")
-        if self._beside is None or value.nbytes < LARGE:
-            self.initializers.append(numpy_helper.from_array(value, name))
-            return name
-        self._beside.write(b"\0" * (-self._beside.tell() % 4096))  # pages, so that a runtime can map it
-        tensor = TensorProto(name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype))
-        tensor.data_location = TensorProto.EXTERNAL
-        place = {"location": Path(self._beside.name).name, "offset": self._beside.tell(), "length": value.nbytes}
-        for key, entry in place.items():
-            tensor.external_data.add(key=key, value=str(entry))
-        self._beside.write(value.data)
+        return self.stored(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape, value)
+
+    def stored(self, name: str, kind: int, dims: tuple[int, ...], raw: np.ndarray) -> str:
+        """Add an initializer of an ONNX type, whose bytes are those of a contiguous array."""
+        tensor = TensorProto(name=name, dims=dims, data_type=kind)
+        if self._beside is None or raw.nbytes < LARGE:
+            tensor.raw_data = raw.tobytes()
+        else:
+            self._beside.write(b"\0" * (-self._beside.tell() % 4096))  # pages, so that a runtime can map it
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": Path(self._beside.name).name, "offset": self._beside.tell(), "length": raw.nbytes}
+            for key, entry in place.items():
+                tensor.external_data.add(key=key, value=str(entry))
+            self._beside.write(raw.data)
         self.initializers.append(tensor)
         return name
 

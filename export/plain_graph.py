@@ -19,6 +19,9 @@ section 2) with the rotary embedding of Su et al. (RoFormer, section 3.2.2).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -32,6 +35,8 @@ OPSET = 21
 IR_VERSION = 10
 WEIGHTS = {"int4": (TensorProto.INT4, 7), "int8": (TensorProto.INT8, 127), "fp16": None}
 """Weight format: (ONNX type, largest magnitude)."""
+TOGETHER = 1024
+"""Outputs of a matrix that are quantised at once, so that memory holds it about once."""
 
 
 def quantize(matrix: np.ndarray, block: int, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,26 +54,31 @@ def quantize(matrix: np.ndarray, block: int, most: int) -> tuple[np.ndarray, np.
     return np.clip(np.rint(blocks * inverse[:, None]), -most, most).astype(np.int8).reshape(matrix.shape), scales
 
 
-def plain_graph(shape: DecoderShape, weights: dict[str, np.ndarray], precision: str = "fp16", block: int = 32,
-                compute: type = np.float16) -> onnx.ModelProto:
+def plain_graph(shape: DecoderShape, weights: Mapping[str, np.ndarray], precision: str = "fp16", block: int = 32,
+                compute: type = np.float16, beside: BinaryIO | None = None) -> onnx.ModelProto:
     """Build the graph from weights as in `base_weights.BaseLanguage` (LoRA merged; "output" is the output layer where it is
-    not tied to "embeddings").
+    not tied to "embeddings"), each of which is asked for once.
 
     precision: how weights are stored, a key of `WEIGHTS`; block: 32, 64 or 128; compute: np.float32 is the reference of
-    tests. Raises PerceptionError INVALID_BUNDLE for an unknown precision or a width that blocks do not divide.
+    tests; beside: as in `GraphWriter`. Raises PerceptionError INVALID_BUNDLE for an unknown precision or a width that blocks do
+    not divide.
     """
     if precision not in WEIGHTS:
         raise PerceptionError("INVALID_BUNDLE", f"language precision: expected one of {', '.join(WEIGHTS)}, found {precision!r}.")
-    return _Builder(shape, weights, precision, block, compute).model()
+    return _Stored(shape, weights, precision, block, compute, beside).model()
 
 
-class _Builder(GraphWriter):
-    """Tensors between nodes are of type `compute` unless their name ends in .fp32."""
+class PlainGraph(GraphWriter):
+    """The graph but for how its matrices are stored. Tensors between nodes are of type `compute` unless their name ends in .fp32."""
 
-    def __init__(self, shape: DecoderShape, weights: dict[str, np.ndarray], precision: str, block: int, compute: type) -> None:
-        super().__init__()
-        self.shape, self.weights, self.format, self.block = shape, weights, WEIGHTS[precision], block
+    def __init__(self, shape: DecoderShape, weights: Mapping[str, np.ndarray], compute: type, beside: BinaryIO | None = None) -> None:
+        super().__init__(beside=beside)
+        self.shape, self.weights = shape, weights
         self.compute, self.type = compute, helper.np_dtype_to_tensor_dtype(np.dtype(compute))
+
+    def linears(self, x: str, prefix: str, parts: Sequence[str]) -> None:
+        """x (..., inputs) times the matrices `prefix` + part, (outputs, inputs), transposed; results have the matrices' names."""
+        raise NotImplementedError
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""
@@ -84,8 +94,8 @@ class _Builder(GraphWriter):
         states = self._norm(x, "final_norm")
         self._cast(states, "hidden_states", TensorProto.FLOAT)
         asked = self.node("Gather", [states, "asked"], ["asked_states"], axis=1)
-        output = self.weights["output"] if "output" in self.weights else self.weights["embeddings"]
-        self._cast(self._linear(asked, output, "output"), "logits", TensorProto.FLOAT)
+        self.linears(asked, "", ["output"])
+        self._cast("output", "logits", TensorProto.FLOAT)
         return self._model()
 
     def _positions(self) -> None:
@@ -102,9 +112,9 @@ class _Builder(GraphWriter):
         group, dim = shape.heads // shape.kv_heads, shape.head_dim
         # All heads of a group stand side by side before their one key: (1, kv_heads, group, S, dim).
         heads = {"q": [0, 0, shape.kv_heads, group, dim], "k": [0, 0, shape.kv_heads, dim], "v": [0, 0, shape.kv_heads, dim]}
+        self.linears(x, name, list(heads))
         for part, dims in heads.items():
-            linear = self._linear(x, self.weights[name + part], name + part)
-            self.node("Reshape", [linear, self._ints(part + "_dims", *dims)], [name + part + ".heads"])
+            self.node("Reshape", [name + part, self._ints(part + "_dims", *dims)], [name + part + ".heads"])
         query = self.node("Transpose", [name + "q.heads"], [name + "q.t"], perm=[0, 2, 3, 1, 4])
         key = self.node("Transpose", [name + "k.heads"], [name + "k.t"], perm=[0, 2, 1, 3])
         value = self.node("Transpose", [name + "v.heads"], [f"new_key_values.{i}.value"], perm=[0, 2, 1, 3])
@@ -131,7 +141,8 @@ class _Builder(GraphWriter):
         self.node("Add", [name + "old.sum", name + "new.sum"], [name + "sum"])
         self.node("Transpose", [name + "sum"], [name + "sum.t"], perm=[0, 3, 1, 2, 4])
         self.node("Reshape", [name + "sum.t", self._ints("joined_dims", 0, 0, shape.heads * dim)], [name + "joined"])
-        return self._linear(name + "joined", self.weights[name + "o"], name + "o")
+        self.linears(name + "joined", name, ["o"])
+        return name + "o"
 
     def _rotary(self, x: str, output: str) -> str:
         """Turn the pairs (a, b) of a head's two halves: (a cos - b sin, b cos + a sin)."""
@@ -143,12 +154,12 @@ class _Builder(GraphWriter):
         return self.node("Concat", [x + ".a.turned", x + ".b.turned"], [output], axis=-1)
 
     def _mlp(self, x: str, name: str) -> str:
-        gate = self._linear(x, self.weights[name + "gate"], name + "gate")
-        up = self._linear(x, self.weights[name + "up"], name + "up")
-        self.node("Sigmoid", [gate], [name + "sigmoid"])
-        self.node("Mul", [gate, name + "sigmoid"], [name + "silu"])
-        self.node("Mul", [name + "silu", up], [name + "activated"])
-        return self._linear(name + "activated", self.weights[name + "down"], name + "down")
+        self.linears(x, name, ["gate", "up"])
+        self.node("Sigmoid", [name + "gate"], [name + "sigmoid"])
+        self.node("Mul", [name + "gate", name + "sigmoid"], [name + "silu"])
+        self.node("Mul", [name + "silu", name + "up"], [name + "activated"])
+        self.linears(name + "activated", name, ["down"])
+        return name + "down"
 
     def _norm(self, x: str, name: str) -> str:
         """RMSNorm (Zhang and Sennrich, eq. 4) in fp32. The operator of that name exists from opset 23 on, which TensorRT of
@@ -162,26 +173,6 @@ class _Builder(GraphWriter):
         self.node("Div", [wide, name + ".root.fp32"], [name + ".normed.fp32"])
         scale = self.constant(name, self.weights[name].astype(np.float32))
         return self._cast(self.node("Mul", [name + ".normed.fp32", scale], [name + ".scaled.fp32"]), name + ".out", self.type)
-
-    def _linear(self, x: str, weight: np.ndarray, name: str) -> str:
-        """x (..., inputs) times weight (outputs, inputs) transposed."""
-        stored = name + ".weight"
-        if self.format is None:
-            self.constant(stored, weight.T.astype(self.compute))
-        else:
-            kind, most = self.format
-            values, scales = quantize(np.ascontiguousarray(weight.T), self.block, most)
-            self._integers(name + ".values", values, kind)
-            self.constant(name + ".scales", scales.astype(self.compute))
-            self.node("DequantizeLinear", [name + ".values", name + ".scales"], [stored], axis=0, block_size=self.block)
-        return self.node("MatMul", [x, stored], [name])
-
-    def _integers(self, name: str, values: np.ndarray, kind: int) -> None:
-        raw = values.reshape(-1)
-        if kind == TensorProto.INT4:  # two in a byte, the first in the lower half
-            low, high = raw[::2] & 15, (raw[1::2] & 15) << 4
-            raw = (low | high).astype(np.int8)
-        self.initializers.append(helper.make_tensor(name, kind, values.shape, raw.tobytes(), raw=True))
 
     def _ints(self, name: str, *values: int) -> str:
         """A one-dimensional int64 constant, made when it is first named."""
@@ -211,3 +202,40 @@ class _Builder(GraphWriter):
         graph = helper.make_graph(self.nodes, "language_model", inputs, outputs, self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
                                  producer_name="pixel_perception")  # fmt: skip
+
+
+class _Stored(PlainGraph):
+    """Every matrix of its own: in the type of `compute`, or as blocks of integers with a DequantizeLinear."""
+
+    def __init__(self, shape: DecoderShape, weights: Mapping[str, np.ndarray], precision: str, block: int, compute: type,
+                 beside: BinaryIO | None) -> None:  # fmt: skip
+        super().__init__(shape, weights, compute, beside)
+        self.format, self.block = WEIGHTS[precision], block
+
+    def linears(self, x: str, prefix: str, parts: Sequence[str]) -> None:
+        for name in (prefix + part for part in parts):
+            weight = self.weights["embeddings" if name == "output" and name not in self.weights else name]
+            stored = name + ".weight"
+            if self.format is None:
+                self.constant(stored, np.array(weight.T, self.compute, order="C"))
+            else:
+                values, scales = self._quantized(weight)
+                self._integers(name + ".values", values, self.format[0])
+                self.constant(name + ".scales", scales)
+                self.node("DequantizeLinear", [name + ".values", name + ".scales"], [stored], axis=0, block_size=self.block)
+            self.node("MatMul", [x, stored], [name])
+
+    def _quantized(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`quantize` of a matrix (outputs, inputs), some outputs at a time."""
+        outputs, inputs = weight.shape
+        values, scales = np.empty((inputs, outputs), np.int8), np.empty((inputs // self.block, outputs), self.compute)
+        for begin in range(0, outputs, TOGETHER):
+            part = slice(begin, begin + TOGETHER)
+            values[:, part], scales[:, part] = quantize(np.ascontiguousarray(weight[part].T), self.block, self.format[1])
+        return values, scales
+
+    def _integers(self, name: str, values: np.ndarray, kind: int) -> None:
+        raw = values.reshape(-1)
+        if kind == TensorProto.INT4:  # two in a byte, the first in the lower half
+            raw = (raw[::2] & 15) | ((raw[1::2] & 15) << 4)
+        self.stored(name, kind, values.shape, raw)

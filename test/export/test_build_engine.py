@@ -42,7 +42,8 @@ def key(graph, machine=AMPERE):
 def built(model, graph, tmp_path, machine=AMPERE):
     """The engine, and the progress that was reported."""
     done = []
-    engine = build(trt, model, key(graph, machine), tmp_path / "timing", done.append)
+    onnx.save(model, tmp_path / "graph.onnx")
+    engine = build(trt, tmp_path / "graph.onnx", key(graph, machine), tmp_path / "timing", done.append)
     return len(engine), done
 
 

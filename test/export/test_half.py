@@ -107,5 +107,5 @@ def test_a_weight_that_fp16_cannot_hold():
     weight = numpy_helper.from_array(np.full((2, 2), 1e6, np.float32), "w")
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g", values[:1], values[1:], [weight])
-    with pytest.raises(PerceptionError, match="graph small, weight w: expected numbers of at most 65504 for fp16, found 1e"):
+    with pytest.raises(PerceptionError, match="small, weight w: expected numbers of at most 65504 for fp16, found 1e"):
         to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), "small")

@@ -18,7 +18,8 @@ import onnxruntime
 import pytest
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.export.gpu_graph import gpu_graph, read_language
+from pixel_perception.export.fused_language import FusedLanguage
+from pixel_perception.export.gpu_graph import gpu_graph
 from pixel_perception.export.language_graph import language_graph
 from pixel_perception.export.tiny import write_tiny_bundle
 from pixel_perception.runtime import cuda, tensorrt, tensorrt_context
@@ -185,8 +186,8 @@ def decoder(model, device):
 def reference(tiny, tmp_path_factory):
     """The same weights in the fused graph, in fp32: the bundle's own rounds activations to 8 bits."""
     path = tmp_path_factory.mktemp("exact") / "language_model.onnx"
-    shape, weights = read_language(onnx.load(tiny.graph("language_model")), "tiny")
-    onnx.save(language_graph(shape, weights | {"embeddings": weights["output"]}, "fp32"), path)
+    weights = FusedLanguage(onnx.load(tiny.graph("language_model")), path)
+    onnx.save(language_graph(weights.shape, weights, "fp32"), path)
     return OnnxRuntime(threads=1).decoder(path)
 
 
