@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from safetensors.numpy import save_file
@@ -18,16 +17,13 @@ from pixel_perception.evaluation.networks import difference
 from pixel_perception.export.bundle import graph_spec
 from pixel_perception.export.graph_folder import GRAPHS, write_list
 from pixel_perception.export.llama_folder import LlamaFolder, add_language, decoder_shape
-from pixel_perception.export.paper_graphs import apart, vision_parts
+from pixel_perception.export.paper_graphs import apart, pixellm_parts
 from pixel_perception.export.parity import GATES
+from pixel_perception.export.pixelllm_graphs import merge_lora, pixelllm_parts
 from pixel_perception.export.replacing import replacing
-from pixel_perception.export.t5_graphs import t5_differences, t5_graphs
 from pixel_perception.models.configurations import configuration, from_dict, to_dict
 from pixel_perception.models.folder import describe, load
-from pixel_perception.models.pixelllm.model import PixelLLM
-from pixel_perception.models.pixelllm.t5 import T5
 from pixel_perception.models.pixellm.config import PixelLMConfig
-from pixel_perception.models.pixellm.model import PixelLM
 from pixel_perception.models.tokenizer_files import FILES
 
 TOLERANCE = 1e-4
@@ -36,8 +32,6 @@ POSITIONS = 48
 """Length of the text that a LLaMA graph is compared on."""
 HEAD = 8
 """Channels that the attention of a LLaMA graph counts in."""
-DETECTOR = "its suppression and second stage take as many steps as there are boxes, which a traced graph cannot"
-SMALL_DECODER = "only LLaMA and T5 have language graphs"
 
 
 def expect_configuration(name: str, folder: Path) -> None:
@@ -57,38 +51,28 @@ def export_graphs(name: str, source: Path, out: Path, precision: str = "int8") -
     if out.exists() and not (out / GRAPHS).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise PerceptionError("INVALID_BUNDLE", f"{out}: expected no folder, an empty one or one with {GRAPHS}, found other files.")
     config = from_dict(describe(source)["configuration"], str(source))
-    model = load(source, None if isinstance(config, PixelLMConfig) else torch.float32)
-    language, model.language = model.language, None  # a LLaMA stays in its own precision, half the size of fp32
-    head = getattr(model, "word_head", None)
-    model.word_head = None
+    llama = isinstance(config, PixelLMConfig)
+    model = load(source, None if llama else torch.float32)
+    if llama:  # stays in its own precision, half the size of fp32
+        language, model.language = model.language, None
+        head, model.word_head = model.word_head, None
     model.float()
+    merge_lora(model)
     with replacing(out) as work, torch.random.fork_rng():
         torch.manual_seed(0)
         graphs, compared, left_out = {}, {}, {}
-        if isinstance(model, PixelLM) and config.language.dim // config.language.heads % HEAD:
+        if llama and config.language.dim // config.language.heads % HEAD:
             left_out["language"] = f"its attention heads are not a multiple of {HEAD} wide"
-        elif isinstance(model, PixelLM):
+        elif llama:
             _add_llama(config, source, work, precision, graphs)
             compared["language_model"] = llama_compared(language, head, work / "language_model.onnx", precision)
             _judge(out, "language_model", compared["language_model"], precision != "fp32")
-        elif isinstance(language, T5):
-            for part, graph in t5_graphs(language, work).items():
-                path = work / f"{part}.onnx"
-                onnx.save(graph, path)
-                onnx.checker.check_model(path, full_check=True)
-                graphs[part] = graph_spec(path, graph, "fp32")
-            for part, figures in t5_differences(language, work).items():
-                compared[part] = figures
-                _judge(out, part, figures)
-        else:
-            left_out["language"] = SMALL_DECODER
-        for part, exported in tqdm(vision_parts(model).items(), desc="graphs", unit="graph"):
+        parts = pixellm_parts(model) if llama else pixelllm_parts(model)
+        for part, exported in tqdm(parts.items(), desc="graphs", unit="graph"):
             path = work / f"{part}.onnx"
             graphs[part] = graph_spec(path, exported.export(path), "fp32")
             compared[part] = exported.differences(path)
             _judge(out, part, compared[part])
-        if isinstance(model, PixelLLM) and model.detector is not None:
-            left_out["detector"] = DETECTOR
         for file in FILES:
             if (source / file).is_file():
                 shutil.copyfile(source / file, work / file)

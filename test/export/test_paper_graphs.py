@@ -1,9 +1,8 @@
-"""PixelLM and PixelLLM as graphs, compared with torch at other sizes than they were traced with; folders of them; refusals."""
+"""PixelLM as graphs, compared with torch at other sizes than they were traced with; folders of them; refusals."""
 
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -13,10 +12,9 @@ from pixel_perception.bundle_commands import bundle, check_files, check_graphs, 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.graph_folder import GRAPHS, GraphFolder
 from pixel_perception.export.paper_folder import TOLERANCE, expect_configuration, export_graphs
-from pixel_perception.export.paper_graphs import apart, vision_parts
+from pixel_perception.export.paper_graphs import apart
 from pixel_perception.models import folder
 from pixel_perception.models.perception_model import PerceptionModel
-from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixellm.config import PixelLMConfig
 
 
@@ -97,23 +95,6 @@ def test_flipped_byte_is_found(exported, tmp_path):
     (copy / GRAPHS).write_text((copy / GRAPHS).read_text().replace('"format": 1', '"format": 9'))
     with pytest.raises(PerceptionError, match="graphs.json: expected format 1, found 9"):
         bundle(["verify", str(copy)])
-
-
-def test_pixelllm_parts(tmp_path):
-    config = PixelLLMConfig.tiny("t5")
-    parts = vision_parts(build(config))
-    assert list(parts) == ["image_encoder", "prompt_feature_extractor", "location_head", "mask_decoder"]
-    for name in ("location_head", "mask_decoder"):  # `export` itself compares all; the other two take long to trace
-        part, path = parts[name], tmp_path / f"{name}.onnx"
-        part.export(path)
-        assert path.stat().st_size < 200_000 and path.with_name(f"{name}.onnx.data").is_file()
-        assert max(part.differences(path).values()) < TOLERANCE, name
-    head = parts["location_head"]
-    with torch.no_grad():
-        head.module.model.location_head.mlp.layers[-1].bias[0] += 0.01
-    assert head.differences(tmp_path / "location_head.onnx")["points"] > TOLERANCE
-    assert not any(i.raw_data for i in onnx.load(tmp_path / "mask_decoder.onnx", load_external_data=False).graph.initializer
-                   if np.prod(i.dims) > 1 << 12)  # fmt: skip
 
 
 def test_nothing_is_written_where_a_graph_differs(tmp_path):

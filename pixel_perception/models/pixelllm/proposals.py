@@ -132,18 +132,25 @@ class SecondStage(nn.Module):
         nn.init.zeros_(self.score.bias)
         nn.init.zeros_(self.box.bias)
 
+    def level(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Which of ``levels`` boxes (N, 4) are looked up in, (N,): one of 224 px at stride 16 (equation 1 of the FPN paper)."""
+        extent = (boxes[:, 2:] - boxes[:, :2]).prod(-1).clamp(min=0).sqrt()
+        return (4 + torch.log2(extent / 224 + 1e-8)).floor().clamp(self.levels[0], self.levels[-1]).long()
+
+    def judge(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crops (N, side, side, C) -> class logits (N, 2) and box changes (N, 4)."""
+        x = self.fc2(self.fc1(crops.flatten(1)).relu()).relu()
+        return self.score(x), self.box(x)
+
     def forward(self, levels: list[torch.Tensor], boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (C, h, w) of one image and boxes (N, 4) -> class logits (N, 2) and box changes (N, 4)."""
-        extent = (boxes[:, 2:] - boxes[:, :2]).prod(-1).clamp(min=0).sqrt()
-        # An object of 224 px belongs to the level of stride 16 (equation 1 of the FPN paper).
-        level = (4 + torch.log2(extent / 224 + 1e-8)).floor().clamp(self.levels[0], self.levels[-1]).long()
+        level = self.level(boxes)
         crops = boxes.new_zeros(len(boxes), self.side, self.side, levels[0].shape[0])
         for number, features in zip(self.levels, levels, strict=True):
             mine = level == number
             if mine.any():
                 crops[mine] = roi_align(features, boxes[mine] / 2**number, self.side)
-        x = self.fc2(self.fc1(crops.flatten(1)).relu()).relu()
-        return self.score(x), self.box(x)
+        return self.judge(crops)
 
 
 class Detector(nn.Module):
@@ -166,20 +173,23 @@ class Detector(nn.Module):
             strides.append(torch.full((len(centre),), float(stride), device=level.device))
         return torch.cat(centres), torch.cat(strides)
 
-    def proposals(self, heat: list[torch.Tensor], sides: list[torch.Tensor], size: tuple[int, int],
-                  training: bool = False) -> list[Detections]:
-        """The strongest peaks of each image after suppression; ``size`` is the input's (height, width)."""
+    def candidates(self, heat: list[torch.Tensor], sides: list[torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``count`` strongest peaks, or all there are, best first: boxes (B, K, 4), not clipped, and scores (B, K)."""
         centres, strides = self.grid(heat)
         scores = torch.cat([h.flatten(1) for h in heat], 1).sigmoid()
         sides = torch.cat([s.flatten(2) for s in sides], 2).transpose(1, 2) * strides[:, None]
         boxes = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1)
+        scores, index = scores.topk(min(count, scores.shape[1]))
+        return boxes.gather(1, index[..., None].expand(-1, -1, 4)), scores
+
+    def proposals(self, heat: list[torch.Tensor], sides: list[torch.Tensor], size: tuple[int, int],
+                  training: bool = False) -> list[Detections]:
+        """The strongest peaks of each image after suppression; ``size`` is the input's (height, width)."""
         stage = 0 if training else 1
-        before, after = self.config.before_nms[stage], self.config.after_nms[stage]
         out = []
-        for box, score in zip(boxes, scores, strict=True):
-            score, index = score.topk(min(before, len(score)))
-            keep = nms(box[index], self.config.proposal_overlap)[:after]
-            out.append(Detections(clip_boxes(box[index][keep], size), score[keep]))
+        for box, score in zip(*self.candidates(heat, sides, self.config.before_nms[stage]), strict=True):
+            keep = nms(box, self.config.proposal_overlap)[: self.config.after_nms[stage]]
+            out.append(Detections(clip_boxes(box[keep], size), score[keep]))
         return out
 
     def forward(self, features: torch.Tensor, size: tuple[int, int]) -> list[Detections]:

@@ -213,23 +213,22 @@ class T5(nn.Module):
         States come after the last norm, before dropout and the vocabulary. A position whose next token is
         padding is itself treated as padding, as in the reference.
         """
-        length = tokens.shape[1]
         real = F.pad(tokens[:, 1:], (0, 1)) > 0
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        seen = causal & real[:, None, :, None] & real[:, None, None]
-        bias = self.decoder_bias(length, length) + MASKED * ~seen
-        cross = MASKED * ~(real[:, None, :, None] & memory.valid[:, None, None])
-        logits, states, _ = self._decode(tokens, memory, bias, cross, [None] * len(self.decoder))
-        return logits, states
+        return self.step(tokens, memory, real=real)[:2]
 
-    def step(self, tokens: torch.Tensor, memory: T5Memory, past: list | None = None):
-        """Extend a decoding by tokens (B, T): logits (B, T, V), states (B, T, C), and the grown ``past``."""
+    def step(self, tokens: torch.Tensor, memory: T5Memory, past: list | None = None, real: torch.Tensor | None = None):
+        """Extend a decoding by tokens (B, T): logits (B, T, V), states (B, T, C), and the grown ``past``.
+
+        What ``real`` (B, T) bool marks as padding sees nothing; by default no token is.
+        """
         past = past or [None] * len(self.decoder)
         start = 0 if past[0] is None else past[0][0].shape[2]
+        real = (torch.ones_like(tokens, dtype=torch.bool) if real is None else real)[:, None, :, None]
+        # Padding follows the text: who sees only what came before sees none.
         length = tokens.shape[1]
-        seen = torch.ones(length, start + length, dtype=torch.bool, device=tokens.device).tril(start)
-        bias = self.decoder_bias(length, start + length, start) + MASKED * ~seen
-        cross = (MASKED * ~memory.valid[:, None, None]).expand(-1, 1, length, -1)
+        causal = torch.ones(length, start + length, dtype=torch.bool, device=tokens.device).tril(start)
+        bias = self.decoder_bias(length, start + length, start) + MASKED * ~(causal & real)
+        cross = MASKED * ~(real & memory.valid[:, None, None])
         return self._decode(tokens, memory, bias, cross, past)
 
     def _decode(self, tokens, memory, bias, cross, past):
