@@ -15,7 +15,7 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.geometry import Letterbox
 from pixel_perception.runtime.drafting import Ahead
 from pixel_perception.runtime.session import Backend
-from pixel_perception.runtime.text import Vocabulary, normalised
+from pixel_perception.runtime.text import CompactVocabulary, normalised
 
 if TYPE_CHECKING:
     from pixel_perception.simulation.scene import SceneObject
@@ -148,7 +148,7 @@ class Exported:
         self.manifest = bundle.manifest
         self._sessions = {name: backend.session(bundle.graph(name)) for name in bundle.manifest.graphs if name != "language_model"}
         self._decoder = backend.decoder(bundle.graph("language_model"))
-        self._vocabulary = Vocabulary(bundle)
+        self._vocabulary = CompactVocabulary(bundle)
 
     def run(self, graph: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name."""

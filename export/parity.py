@@ -20,7 +20,6 @@ from pixel_perception.bundle import Bundle
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.exported import Exported, Sample, Trace, read_samples
-from pixel_perception.geometry import STRIDE
 from pixel_perception.runtime.session import Backend
 
 GATES = {"hidden_cosine": 0.99, "mask_iou": 0.98, "token_agreement": 0.95}
@@ -133,7 +132,7 @@ def measure(model, bundle: Bundle, backend: Backend, samples: Sequence[Sample]) 
                     float((theirs & ours).sum() / (theirs | ours).sum())
                 )
             if target and theirs.any() and ours.any():
-                lists["box"].append(float(np.abs(_box(theirs) - _box(ours)).max()))
+                lists["box"].append(float(np.abs(_box(theirs) - _box(ours)).max() * image.width / theirs.shape[1]))
             if target:
                 lists["presence"].append(abs(_sigmoid(presence[i]) - _sigmoid(trace.presence[i])))
 
@@ -183,9 +182,9 @@ def divergence(wanted: np.ndarray, ours: np.ndarray) -> float:
 
 
 def _box(mask: np.ndarray) -> np.ndarray:
-    """x0, y0, x1, y1 in network pixels of a stride-4 mask."""
+    """x0, y0, x1, y1 of a mask in its cells."""
     y, x = np.nonzero(mask)
-    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) * STRIDE
+    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
 
 
 def _sigmoid(x: float) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle, Templates, Tokens
 from pixel_perception.export.base_weights import DecoderShape
-from pixel_perception.export.bundle import NOT_COMPARED, write_bundle
+from pixel_perception.export.bundle import NOT_COMPARED, TASKS, write_bundle
 from pixel_perception.export.language_graph import language_graph
 from pixel_perception.export.tiny_vision import COLOURS, tiny_vision
 from pixel_perception.export.tokenizer import byte_level_tokenizer
@@ -72,7 +72,7 @@ def write_tiny_bundle(folder: str | Path) -> Bundle:
         folder, graphs, embeddings, output[[ids["SEG0"], ids["ALL"]]],
         byte_level_tokenizer(tokens, merges, special=(0, 1, 2)).to_str(), NOT_COMPARED,
         name="tiny", version="1", licence="Apache-2.0", context=shape.positions,
-        tasks=("caption_region", "caption_dense", "narrate", "segment", "refer", "answer"),
+        tasks=TASKS,
         tokens=Tokens(begin=1, end=2, newline=ids["Ċ"], segments=tuple(range(size, size + 4)), all=size + 4),
         templates=Templates(), provenance={"training": "none: weights set by hand"},
     )  # fmt: skip

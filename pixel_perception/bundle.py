@@ -18,11 +18,13 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 """How the bundle compares with the torch model that it came from, for each backend that was at hand."""
-GRAPHS = ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
-          "language_model")  # fmt: skip
-"""Graphs that a bundle must hold."""
 FILES = ("language.safetensors", "tokenizer.json", PARITY)
-"""Other files that a bundle must hold."""
+"""What a bundle must hold beside its graphs."""
+FAMILIES = {
+    "compact": ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
+                "language_model"),
+}  # fmt: skip
+"""Graphs that a bundle of each family of models must hold; `runtime.families` runs them."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,30 @@ class Tokens:
     """Ids with a meaning of their own."""
 
     begin: int = 1
-    """Opens the visual prefix and the question."""
+    """Opens the prompt, and the question of the compact model."""
     end: int = 2
-    newline: int = 198
-    """Closes the question."""
+    newline: int | None = 198
+    """Closes the question of the compact model."""
     segments: tuple[int, ...] = (49152, 49153, 49154, 49155)
-    all: int = 49156
+    """The codebook: the run that stands for one target."""
+    all: int | None = 49156
+    """Before the run of the compact model that stands for all of a kind."""
+    image: tuple[int, ...] = ()
+    """Before and behind the image's tokens, where a family marks them."""
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Questions that the model was trained with."""
+    """Questions that the model was trained with; {} is what the user says."""
 
     caption_region: str = "describe"
     narrate: str = "describe the scene"
+    segment: str = "{}"
+    """For tasks SEGMENT and REFER."""
+    system: str = ""
+    """Before the image."""
+    turn: str = "{}"
+    """A question as the language model reads it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,8 @@ class Manifest:
     tasks: tuple[str, ...]
     graphs: dict[str, GraphSpec]
     files: dict[str, str]
+    family: str = "compact"
+    """A key of `FAMILIES`."""
     context: int = 1024
     """Most tokens of prefix, question and answer together."""
     image: ImageSpec = field(default_factory=ImageSpec)
@@ -177,7 +191,9 @@ class Bundle:
     def check(self) -> None:
         """Does the manifest list all that perception needs? Raises PerceptionError INVALID_BUNDLE naming what is missing."""
         manifest, path = self.manifest, self.folder / MANIFEST
-        for name in GRAPHS:
+        if manifest.family not in FAMILIES:
+            raise _bad(f"{path}: family: expected one of {', '.join(FAMILIES)}, found {manifest.family!r}.")
+        for name in FAMILIES[manifest.family]:
             if name not in manifest.graphs:
                 raise _bad(f"{path}: expected the graph {name!r}, found only {', '.join(manifest.graphs) or 'none'}.")
         for name in FILES:

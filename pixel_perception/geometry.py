@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-STRIDE = 4
-"""Network pixels per cell of the mask logits."""
-
 
 @dataclass(frozen=True)
 class Letterbox:
@@ -59,18 +56,28 @@ class Letterbox:
         out = np.asarray(points, np.float64) / self._factor(np.shape(points)[-1])
         return np.clip(out, 0.0, np.resize([self.width, self.height], out.shape[-1]))
 
+    def cells(self, shape: tuple[int, int]) -> int:
+        """How many cells of logits of a shape (rows, columns) show the image."""
+        width, height = self.valid
+        across, down = self._stride(shape)
+        return int(width * height // (across * down))
+
+    def _stride(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Network pixels per cell of logits that cover the whole frame, in x and y."""
+        return self.frame_width / shape[1], self.frame_height / shape[0]
+
     def _factor(self, size: int) -> np.ndarray:
         x, y = self.scale
         return np.resize([x / self.frame_width, y / self.frame_height], size)
 
     def resize_logits(self, logits: np.ndarray, roi: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """Mask logits (frame_height / 4, frame_width / 4) float32 at source pixels, bilinear.
+        """Mask logits (rows, columns) float32 of the whole frame at source pixels, bilinear.
 
         `roi` (x, y, width, height) in source pixels asks for a part only: equal to that part of the whole.
         Returns (height, width) float32 of the part.
         """
         x, y, width, height = roi or (0, 0, self.width, self.height)
-        sx, sy = (s / STRIDE for s in self.scale)
+        sx, sy = (s / stride for s, stride in zip(self.scale, self._stride(logits.shape), strict=True))
         # The valid part may end inside a cell; a box in fractional cells samples at the exact scale.
         rows, columns = logits.shape
         box = (x * sx, y * sy, min((x + width) * sx, columns), min((y + height) * sy, rows))
@@ -79,8 +86,8 @@ class Letterbox:
 
     def covered(self, inside: np.ndarray) -> tuple[int, int, int, int] | None:
         """(x, y, width, height) in source pixels that holds everything that `resize_logits` can make positive, given the cells
-        (frame_height / 4, frame_width / 4) that are; None where there is none in the image."""
-        sx, sy = (s / STRIDE for s in self.scale)
+        (rows, columns) that are; None where there is none in the image."""
+        sx, sy = (s / stride for s, stride in zip(self.scale, self._stride(inside.shape), strict=True))
         x = _extent(inside.any(0), sx, self.width)
         y = _extent(inside.any(1), sy, self.height)
         return None if x is None or y is None else (x[0], y[0], x[1] - x[0], y[1] - y[0])

@@ -29,7 +29,7 @@ def crop(bits: np.ndarray, x: int = 0, y: int = 0) -> Mask | None:
 
 
 def from_logits(logits: np.ndarray, letterbox: Letterbox, threshold: float = 0.0) -> Mask | None:
-    """The mask in source pixels of logits (72, 96) float32 at stride 4; None where no pixel is above the threshold.
+    """The mask in source pixels of logits (rows, columns) float32 of the whole frame; None where no pixel is above the threshold.
 
     Only the region that can be above it is resized, which is most of the time saved on a camera image.
     """

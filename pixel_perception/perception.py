@@ -12,13 +12,14 @@ import numpy as np
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime import families
 from pixel_perception.runtime.backends import open_backend
 from pixel_perception.runtime.instances import find, region_at
-from pixel_perception.runtime.language import Answer, Cancel, Group, Language, Prompt
+from pixel_perception.runtime.language import Answer, Cancel, Group, Prompt
 from pixel_perception.runtime.meanwhile import Meanwhile
 from pixel_perception.runtime.session import Backend, Past
 from pixel_perception.runtime.text import words
-from pixel_perception.runtime.vision import Encoded, Vision
+from pixel_perception.runtime.vision import Encoded
 from pixel_perception.tracking import assign
 from pixel_perception.types import (
     Box,
@@ -70,8 +71,7 @@ class Perception:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """Load every graph of a verified bundle. Raises PerceptionError INVALID_BUNDLE."""
         self._manifest, self._digest, self._backend = bundle.manifest, bundle.digest, backend
-        self.vision = Vision(bundle, backend)
-        self.language = Language(bundle, backend)
+        self.vision, self.language = families.load(bundle, backend)
         sizes = sum(bundle.graph(name).stat().st_size for name in bundle.manifest.graphs)
         sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
         self._info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
@@ -132,7 +132,7 @@ class Perception:
         if fresh:
             check_frame(frame)
         width, height = frame.image_size if not fresh else (frame.shape[1], frame.shape[0])
-        queries = [query.checked(width, height) for query in queries]
+        queries = [self._offered(query.checked(width, height)) for query in queries]
         encoded = self.vision.encode(frame) if fresh else frame
         tell = on_partial or (lambda index, piece: None)
         runs = [_Run(self, encoded, query, partial(tell, i), cancel, started) for i, query in enumerate(queries)]
@@ -141,6 +141,13 @@ class Perception:
         if cancel is None or not cancel.is_set():
             _converse([run for run in runs if run.instruction is not None], cancel)
         return [run.result() for run in runs]
+
+    def _offered(self, query: Query) -> Query:
+        """The query, where the model has its task."""
+        if query.task.value not in self._manifest.tasks:
+            had = ", ".join(self._manifest.tasks)
+            raise PerceptionError("INVALID_QUERY", f"task: expected one of {self._manifest.name}'s ({had}), found {query.task.value}.")
+        return query
 
     def follow(self, frame: np.ndarray | Encoded, standing: Standing) -> Result:
         """Find the targets of a standing instruction in another frame, without language.
@@ -158,7 +165,7 @@ class Perception:
         targets, instances = [], []
         for i, target in enumerate(standing.targets):
             room = standing.max_instances - len(instances) if standing.max_instances else None
-            target, found = find(self.vision, encoded, target, i, logits[i], float(presence[i]), standing.threshold,
+            target, found = find(self.vision, encoded, target, i, logits[i], _score(target, presence, i), standing.threshold,
                                  self._manifest.thresholds.mask, room)  # fmt: skip
             targets.append(target)
             instances += found
@@ -173,12 +180,7 @@ class Perception:
     def prefix(self, encoded: Encoded) -> Past:
         """The frame as the language model has read it: made once per frame, shared by its questions."""
 
-        def make() -> Past:
-            objects = self.vision.objects(encoded)
-            hidden = objects.whole.shape[-1]
-            return self.language.prefix(np.concatenate((objects.whole, objects.tokens.reshape(-1, hidden))))
-
-        return encoded.once("prefix", make)
+        return encoded.once("prefix", lambda: self.language.prefix(*self.vision.visual(encoded)))
 
 
 class _Run:
@@ -191,8 +193,9 @@ class _Run:
         self.encoded, self.query, self.on_partial, self.cancel, self.started = encoded, query, on_partial, cancel, started
         self.least = self.thresholds.presence if query.score_threshold is None else query.score_threshold
         self.timings = {"prefix": 0.0, "language": 0.0, "pixels": 0.0, "first_mask": 0.0}
-        captions = query.task in (Task.CAPTION_REGION, Task.CAPTION_DENSE)
-        self.instruction = None if captions else self.templates.narrate if query.task is Task.NARRATE else query.text
+        self.instruction = {
+            Task.CAPTION_REGION: None, Task.CAPTION_DENSE: None, Task.NARRATE: self.templates.narrate, Task.ANSWER: query.text,
+        }.get(query.task, self.templates.segment.replace("{}", query.text))  # fmt: skip
         self.answer = Answer()
         self.targets: list[Target] = []
         self.instances: list[Instance] = []
@@ -227,9 +230,9 @@ class _Run:
     def _target(self, group: Group) -> None:
         queries = self.vision.fuse(group.states[None])
         logits, presence = self.vision.decode(self.encoded, queries)
-        target = Target(group.label, group.quantity, 0.0, False, group.span)
+        target = Target(group.label, group.quantity, group.score, False, group.span)
         limit = self.query.max_instances
-        target, found = find(self.vision, self.encoded, target, len(self.targets), logits[0], float(presence[0]), self.least,
+        target, found = find(self.vision, self.encoded, target, len(self.targets), logits[0], _score(target, presence, 0), self.least,
                              self.thresholds.mask, limit - len(self.instances) if limit else None)  # fmt: skip
         self.targets.append(target)
         self.queries.append(queries)
@@ -284,7 +287,10 @@ class _Run:
         """Put the words of an answer, which starts at byte `begin` of the text, into the image."""
         if not answer.states:
             return
-        points = self.encoded.letterbox.to_source(self.vision.places(np.stack(answer.states)))
+        places = self.vision.places(np.stack(answer.states))
+        if places is None:
+            return
+        points = self.encoded.letterbox.to_source(places)
         for first, last, tokens in words(answer.stream.text, answer.tokens):
             box = points[tokens].mean(0)
             self.words.append(WordLocation(begin + first, begin + last, tuple(map(float, box))))
@@ -301,6 +307,11 @@ class _Run:
         _, tracks, free = assign(self.instances, (), 1)
         return Standing(self.query.id, self.text, tuple(self.targets), np.concatenate(self.queries), self.least,
                         self.query.max_instances, tracks, free, self.perception.info.digest)  # fmt: skip
+
+
+def _score(target: Target, presence: np.ndarray | None, index: int) -> float:
+    """How sure the model is of a target: what its pixels say, else what the language model said."""
+    return target.score if presence is None else float(presence[index])
 
 
 def _converse(runs: list[_Run], cancel: Cancel | None) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixel_perception.runtime.session import Decoder, Past, Step
-from pixel_perception.runtime.text import Vocabulary
+from pixel_perception.runtime.text import CompactVocabulary
 
 Piece = tuple[int, ...]
 """What is fed at once: a token, or a whole codebook run."""
 
 
-def draft(question: Sequence[int], first: int, group: Piece, vocabulary: Vocabulary) -> list[Piece]:
+def draft(question: Sequence[int], first: int, group: Piece, vocabulary: CompactVocabulary) -> list[Piece]:
     """The answer to expect for a question (ids) when it begins with the token `first`: the question's words from there on, each
     name followed by its `group`, names joined by commas, without articles. Empty where the question has no such word."""
     if first not in question:
@@ -37,7 +37,7 @@ def draft(question: Sequence[int], first: int, group: Piece, vocabulary: Vocabul
 class Ahead:
     """Reads the pieces of one row in the order in which they are chosen, several at once where they were expected."""
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, question: Sequence[int], group: Piece) -> None:
+    def __init__(self, decoder: Decoder, vocabulary: CompactVocabulary, question: Sequence[int], group: Piece) -> None:
         """`question`: ids that the answer will probably repeat, as `draft` has it; may be empty."""
         self._decoder, self._vocabulary, self._question, self._group = decoder, vocabulary, question, group
         self._known: list[tuple[Piece, Step]] = []

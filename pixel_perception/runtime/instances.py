@@ -9,34 +9,27 @@ import numpy as np
 
 from pixel_perception import masks
 from pixel_perception.boxes import box_of_mask
-from pixel_perception.geometry import STRIDE
 from pixel_perception.runtime.vision import Encoded, Vision
 from pixel_perception.types import Instance, Target
 
 
-def find(vision: Vision, encoded: Encoded, target: Target, index: int, logits: np.ndarray, presence: float, least: float,
+def find(vision: Vision, encoded: Encoded, target: Target, index: int, logits: np.ndarray, score: float, least: float,
          threshold: float, room: int | None) -> tuple[Target, list[Instance]]:
-    """What is there of one target, given its mask logits (72, 96) and presence.
+    """What is there of one target, given its mask logits (rows, columns) and score.
 
-    A target is absent below presence `least`, or where no logit is above `threshold`. One: the mask's main part. All: the
-    union split by the proposals' own masks, from left to right. `room` limits the instances (None: no limit): the best masks
-    stay. Track ids are left 0.
+    A target is absent below score `least`, or where no logit is above `threshold`. Its instances (`Vision.split`) come from left
+    to right; of a model that shows one thing in a mask, only its main part is kept. `room` limits the instances (None: no
+    limit): the best masks stay. Track ids are left 0.
     """
-    parts: list[np.ndarray] = []
-    if presence >= least:
-        parts = [logits]
-        if target.quantity == "all":
-            valid = encoded.letterbox.valid
-            parts = masks.split_union(logits, vision.object_masks(encoded), vision.objects(encoded).scores,
-                                      valid[0] * valid[1] // STRIDE**2, threshold)  # fmt: skip
+    parts = vision.split(encoded, target.quantity, logits, threshold) if score >= least else []
     found = []
     for part in parts:
         mask = masks.from_logits(part, encoded.letterbox, threshold)
         if mask is None:
             continue
-        mask = masks.main_part(mask)
-        found.append(Instance(target.label, presence, box_of_mask(mask), mask, masks.confidence(part, threshold), target.span, index, 0))
-    target = replace(target, score=presence, present=bool(found))
+        mask = masks.main_part(mask) if vision.one_piece else mask
+        found.append(Instance(target.label, score, box_of_mask(mask), mask, masks.confidence(part, threshold), target.span, index, 0))
+    target = replace(target, score=score, present=bool(found))
     if room is not None:
         found = sorted(found, key=lambda i: -i.mask_score)[:room]
     return target, sorted(found, key=_centre)

@@ -1,11 +1,8 @@
-"""The token loop: an image read once, any number of questions after it, answers with codebook groups in one step each.
-
-Prompt: begin, visual prefix, | begin, question, (region tokens), newline | answer. What stands before the first bar is read once
-per frame and shared by all questions.
-"""
+"""The token loop: an image read once, any number of questions after it, answers with codebook groups in one step each."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,10 +30,12 @@ class Group:
     """One target of an answer: a codebook run and the words before it."""
 
     states: np.ndarray
-    """(levels * tokens per level, hidden) float32: hidden states at the run."""
+    """(levels * tokens per level, hidden) float32: the hidden states that make the target's queries."""
     quantity: str
     label: str
     span: tuple[int, int]
+    score: float = 0.0
+    """How sure the language model is that the target is there, in 0..1; 0 where the pixel decoder tells it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +68,57 @@ class Answer:
         return float(np.mean(self.probabilities)) if self.probabilities else 0.0
 
 
-class Language:
-    """A bundle's language model. Its methods may be called from several threads at once."""
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What an answer goes on with."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    run: tuple[int, ...]
+    """A token, or a whole codebook run."""
+    probability: float
+    """Of its first token, where that is asked for."""
+    state: np.ndarray
+    """(hidden,): the state that it was chosen from."""
+
+
+class Language(ABC):
+    """A bundle's language model. Its methods may be called from several threads at once.
+
+    Each family of models has its own: how a prompt is laid out, which tokens may follow, and what a codebook run says.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, vocabulary: Vocabulary) -> None:
         """Raises PerceptionError INVALID_BUNDLE."""
         manifest = bundle.manifest
-        self.vocabulary = Vocabulary(bundle)
+        self.vocabulary = vocabulary
         self.decoder = backend.decoder(bundle.graph("language_model"))
         self._tokens, self._context = manifest.tokens, manifest.context
         # The run's later tokens follow from its first: it is fed whole, in one step.
         run = self._tokens.segments
-        self._runs = {run[0]: tuple(run), self._tokens.all: (self._tokens.all, *run)}
+        self._runs = {run[0]: tuple(run)}
         rows, hidden = self.vocabulary.embeddings.shape
-        if hidden != self.decoder.hidden or rows <= max(run[-1], self._tokens.all):
+        if hidden != self.decoder.hidden or rows <= run[-1]:
             raise PerceptionError("INVALID_BUNDLE", f"{bundle.file('language.safetensors')}: expected embeddings of {self.decoder.hidden} "
-                                  f"columns and more than {max(run[-1], self._tokens.all)} rows, found {rows} x {hidden}.")
+                                  f"columns and more than {run[-1]} rows, found {rows} x {hidden}.")
 
-    def prefix(self, visual: np.ndarray) -> Past:
-        """Read an image: its visual tokens (n, hidden) float32."""
-        return self.decoder.read(np.concatenate((self.vocabulary.embed([self._tokens.begin]), visual))[None], None).past
+    @abstractmethod
+    def prefix(self, visual: np.ndarray, valid: np.ndarray | None = None) -> Past:
+        """Read what stands before all questions about an image: its tokens (n, hidden) float32, those that are `valid` (n,) bool."""
+
+    @abstractmethod
+    def _question(self, text: str) -> list[int]:
+        """Ids of a question, behind which the answer begins. The tokens of a region come before the last of them."""
+
+    @abstractmethod
+    def _choose(self, logits: np.ndarray, state: np.ndarray, probability: bool) -> tuple[int, float]:
+        """The most likely next token, the lowest id where equal, and its probability (0 unless asked for)."""
+
+    @abstractmethod
+    def _group(self, prompt: Prompt, answer: Answer, choice: Choice, states: np.ndarray) -> Group:
+        """What a run says; `states` (len(choice.run), hidden) are those after each of its tokens."""
+
+    def _ahead(self, prompt: Prompt) -> Ahead | None:
+        """What reads the answer to one question, where more than a choice at a time can be read."""
+        return None
 
     def answer(self, prefix: Past, question: str, region: np.ndarray | None, most: int, answer: Answer,
                cancel: Cancel | None = None) -> Iterator[str | Group]:
@@ -113,36 +143,34 @@ class Language:
                 for answer in answers:
                     answer.finish_reason = answer.finish_reason or "cancelled"
                 return
-            chosen: dict[int, tuple[int, ...]] = {}
+            chosen: dict[int, Choice] = {}
             for i, answer in enumerate(answers):
                 if answer.finish_reason:
                     continue
-                run = self._advance(answer, prompts[i], step.logits[i], step.states[i][-1], left[i], step.past.lengths[i])
-                if run:
-                    left[i] -= len(run)
-                    chosen[i] = run
+                choice = self._advance(answer, prompts[i], step.logits[i], step.states[i][-1], left[i], step.past.lengths[i])
+                if choice:
+                    left[i] -= len(choice.run)
+                    chosen[i] = choice
                     begin = len(answer.stream)
-                    if len(run) == 1:
-                        piece = answer.stream.add(self.vocabulary.spelling(run[0]))
+                    if len(choice.run) == 1:
+                        piece = answer.stream.add(self.vocabulary.spelling(choice.run[0]))
                         answer.tokens.append((begin, len(answer.stream)))
                         yield i, piece
             if not chosen:
                 return
             if ahead:
-                room = min(left[0] + len(chosen[0]), self._context - step.past.lengths[0])
-                step = ahead.read(chosen[0], step.past, room)
+                room = min(left[0] + len(chosen[0].run), self._context - step.past.lengths[0])
+                step = ahead.read(chosen[0].run, step.past, room)
             else:
-                parts = [self.vocabulary.embed(chosen[i]) if i in chosen else nothing for i in range(len(answers))]
+                parts = [self.vocabulary.embed(chosen[i].run) if i in chosen else nothing for i in range(len(answers))]
                 step = self.decoder.read(parts, step.past)
-            for i, run in chosen.items():
-                if len(run) == 1:
+            for i, choice in chosen.items():
+                if len(choice.run) == 1:
                     answers[i].states.append(step.states[i][0])
                 else:
-                    label, span = answers[i].stream.label()
-                    quantity = "all" if run[0] == self._tokens.all else "one"
-                    yield i, Group(step.states[i][-len(self._tokens.segments) :], quantity, label, span)
+                    yield i, self._group(prompts[i], answers[i], choice, step.states[i])
 
-    def _advance(self, answer: Answer, prompt: Prompt, logits: np.ndarray, state: np.ndarray, left: int, length: int) -> tuple[int, ...]:
+    def _advance(self, answer: Answer, prompt: Prompt, logits: np.ndarray, state: np.ndarray, left: int, length: int) -> Choice | None:
         """What an answer of `length` positions goes on with: a token, a run, or nothing, and then it has its finish reason."""
         caption = prompt.region is not None
         token, probability = self._choose(logits, state, caption)
@@ -155,40 +183,18 @@ class Language:
             answer.finish_reason = "length"
         elif length + len(run) > self._context:
             answer.finish_reason = "context"
-        return () if answer.finish_reason else run
-
-    def _ahead(self, prompt: Prompt) -> Ahead:
-        """What reads the answer to one question. A caption says what its question does not."""
-        question = [] if prompt.region is not None else self.vocabulary.question(prompt.question)
-        return Ahead(self.decoder, self.vocabulary, question, self._runs[self._tokens.segments[0]])
+        return None if answer.finish_reason else Choice(run, probability, state)
 
     def _ask(self, prefix: Past, prompts: Sequence[Prompt]) -> Step:
-        questions = {prompt.question: [self._tokens.begin, *self.vocabulary.question(prompt.question)] for prompt in prompts}
-        newline = self.vocabulary.embed([self._tokens.newline])
-        after = [newline if prompt.region is None else np.concatenate((prompt.region, newline)) for prompt in prompts]
+        questions = {prompt.question: self._question(prompt.question) for prompt in prompts}
+        last = {question: self.vocabulary.embed(ids[-1:]) for question, ids in questions.items()}
+        after = [last[p.question] if p.region is None else np.concatenate((p.region, last[p.question])) for p in prompts]
         # There must be room for a group at least.
         room = self._context - prefix.lengths[0] - 1 - len(self._tokens.segments)
-        longest = max(len(questions[p.question]) + len(a) for p, a in zip(prompts, after, strict=True))
+        longest = max(len(questions[p.question]) - 1 + len(a) for p, a in zip(prompts, after, strict=True))
         if longest > room:
             raise PerceptionError("INVALID_QUERY", f"text: expected at most {room} tokens, found {longest}; use fewer words.")
+        before = {question: self.vocabulary.embed(ids[:-1]) for question, ids in questions.items()}
         if len(questions) == 1 and len(prompts) >= WORTH_SHARING:
-            return self.decoder.read(after, self.decoder.read([self.vocabulary.embed(*questions.values())], prefix).past)
-        return self.decoder.read([np.concatenate((self.vocabulary.embed(questions[p.question]), a))
-                                   for p, a in zip(prompts, after, strict=True)], prefix)  # fmt: skip
-
-    def choose(self, logits: np.ndarray, state: np.ndarray) -> int:
-        """The most likely next token."""
-        return self._choose(logits, state, False)[0]
-
-    def _choose(self, logits: np.ndarray, state: np.ndarray, probability: bool) -> tuple[int, float]:
-        """The most likely next token, base vocabulary first where equal, and its probability (0 unless asked for)."""
-        first, everything = self.vocabulary.codebook_output @ state
-        best = int(np.argmax(logits))
-        token, top = best, float(logits[best])
-        for other, value in ((self._tokens.segments[0], float(first)), (self._tokens.all, float(everything))):
-            if value > top:
-                token, top = other, value
-        if not probability:
-            return token, 0.0
-        total = np.exp(logits - top).sum() + np.exp(first - top) + np.exp(everything - top)
-        return token, float(1.0 / total)
+            return self.decoder.read(after, self.decoder.read(list(before.values()), prefix).past)
+        return self.decoder.read([np.concatenate((before[p.question], a)) for p, a in zip(prompts, after, strict=True)], prefix)

@@ -190,14 +190,15 @@ class _Decoder:
         """Compare with another decoder in the sequences that begin from now on."""
         self._candidate = candidate
 
-    def read(self, parts: Sequence[np.ndarray], past: _Past | None, asked: Sequence[int] | None = None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: _Past | None, asked: Sequence[int] | None = None,
+             positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
         decoder = past.decoder if past else self._current
-        step = decoder.read(parts, past.past if past else None, asked)
-        shadow = self._compare(parts, past, asked, step)
+        step = decoder.read(parts, past.past if past else None, asked, positions)
+        shadow = self._compare(past, step, lambda other, its: other.read(parts, its, asked, positions))
         return Step(step.logits, step.states, _Past(decoder, step.past, step.past.lengths, shadow))
 
-    def _compare(self, parts: Sequence[np.ndarray], past: _Past | None, asked: Sequence[int] | None, step: Step) -> Past | None:
+    def _compare(self, past: _Past | None, step: Step, read: Callable[[Decoder, Past | None], Step]) -> Past | None:
         """Let the candidate do the same step, where there is one that has read everything before it."""
         with self._lock:
             candidate = self._candidate
@@ -205,7 +206,7 @@ class _Decoder:
                 return None
             least, why = 0.0, ""
             try:
-                other = candidate.read(parts, past.shadow if past else None, asked)
+                other = read(candidate, past.shadow if past else None)
                 pairs = [*zip(step.logits, other.logits, strict=True),
                          *zip(np.concatenate(list(step.states)), np.concatenate(list(other.states)), strict=True)]  # fmt: skip
                 least = min(cosine(a, b) for a, b in pairs)

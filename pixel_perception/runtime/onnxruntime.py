@@ -136,7 +136,7 @@ class OnnxPast:
 
     def first(self, length: int) -> OnnxPast:
         """See `Past.first`."""
-        return OnnxPast(self.memory, self.seen[:, :length], (length,))
+        return OnnxPast(self.memory, self.seen[:, : self.seen.shape[1] - self.lengths[0] + length], (length,))
 
 
 class OnnxDecoder:
@@ -163,9 +163,10 @@ class OnnxDecoder:
         self._kinds = {name: _KINDS[value.type] for name, value in (inputs | outputs).items() if value.type in _KINDS}
         self.hidden, self._vocabulary = int(inputs["inputs_embeds"].shape[2]), int(outputs["logits"].shape[2])
 
-    def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None,
+             positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked)
+        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked, positions)
         kind = self._kinds["attention_bias"]
         feeds = {
             "inputs_embeds": np.concatenate(parts)[None].astype(self._kinds["inputs_embeds"], copy=False),

@@ -29,11 +29,13 @@ class Packing:
     chosen: bool
     """Whether they were named; else they are the last of each row."""
     lengths: tuple[int, ...]
-    """Positions of each row afterwards."""
+    """Where each row goes on afterwards."""
 
     @staticmethod
-    def of(parts: Sequence[np.ndarray], seen: np.ndarray | None, lengths: tuple[int, ...], asked: Sequence[int] | None) -> Packing:
-        """Rows that read `parts` after `lengths` positions of `seen` (None: nothing yet, one row). Raises ValueError as `read`."""
+    def of(parts: Sequence[np.ndarray], seen: np.ndarray | None, lengths: tuple[int, ...], asked: Sequence[int] | None,
+           positions: Sequence[int] | None = None) -> Packing:
+        """Rows that read `parts` up to their `lengths` after what is in `seen` (None: nothing yet, one row). Raises ValueError as
+        `read`."""
         rows, counts = len(parts), tuple(len(part) for part in parts)
         if rows > 1 == len(lengths) and seen is not None:
             seen, lengths = np.repeat(seen, rows, 0), lengths * rows
@@ -42,10 +44,12 @@ class Packing:
                              f"found {rows} of {list(counts)} positions")  # fmt: skip
         seen = np.zeros((1, 0), bool) if seen is None else seen
         owner = np.repeat(np.arange(rows), counts)
-        after = tuple(n + c for n, c in zip(lengths, counts, strict=True))
+        after = tuple(n + c for n, c in zip(lengths, counts, strict=True)) if positions is None else (int(positions[-1]) + 1,)
+        if positions is None:
+            positions = np.concatenate([np.arange(n, m) for n, m in zip(lengths, after, strict=True)])
         places = np.cumsum(counts)[np.flatnonzero(counts)] - 1 if asked is None else np.asarray(asked, np.int64)
         return Packing(counts, owner, seen.shape[1], np.concatenate((seen, owner == np.arange(rows)[:, None]), 1),
-                       np.concatenate([np.arange(n, m) for n, m in zip(lengths, after, strict=True)]), places, asked is not None, after)
+                       np.asarray(positions, np.int64), places, asked is not None, after)
 
     def step(self, logits: Sequence[np.ndarray], states: np.ndarray, past) -> Step:
         """The answer of `read`: logits of the places that were asked, states (count, hidden)."""

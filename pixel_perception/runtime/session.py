@@ -25,7 +25,7 @@ class Past(Protocol):
     continuations may start from the same one."""
 
     lengths: tuple[int, ...]
-    """How many positions each row has read."""
+    """The position at which each row goes on: as many as it has read and left out."""
 
     def first(self, length: int) -> Past:
         """The first positions of a past of one row, as if nothing had been read after them."""
@@ -48,11 +48,13 @@ class Decoder(Protocol):
 
     hidden: int
 
-    def read(self, parts: Sequence[np.ndarray], past: Past | None, asked: Sequence[int] | None = None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: Past | None, asked: Sequence[int] | None = None,
+             positions: Sequence[int] | None = None) -> Step:
         """Row i reads parts[i] (count, hidden) float32 after what it has read before (`past` None: nothing yet, one row).
 
         Counts may differ; a row that has ended reads nothing. Several parts after a past of one row become rows that share it.
-        `asked`: places in a single part, rising, whose logits are wanted instead of the last one's.
+        `asked`: places in a single part, rising, whose logits are wanted instead of the last one's. `positions`: where the rows of
+        a single part stand, rising, when some are left out; else each follows the one before.
         Raises PerceptionError OUT_OF_MEMORY or INTERNAL, and ValueError for another number of parts.
         """
 

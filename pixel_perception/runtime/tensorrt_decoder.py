@@ -98,7 +98,7 @@ class TensorRtPast:
 
     def first(self, length: int) -> TensorRtPast:
         """See `Past.first`."""
-        return TensorRtPast(self.lease, self.seen[:, :length], (length,))
+        return TensorRtPast(self.lease, self.seen[:, : self.seen.shape[1] - self.lengths[0] + length], (length,))
 
 
 class TensorRtDecoder:
@@ -119,14 +119,15 @@ class TensorRtDecoder:
         # As large as it will ever be, because CUDA graphs hold its address.
         self._new = device.allocate(len(self._layout.caches) * max(self._layout.block(1), self._layout.block(STEP)))
 
-    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None, asked: Sequence[int] | None = None) -> Step:
+    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None, asked: Sequence[int] | None = None,
+             positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked)
+        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked, positions)
         seen, owner, before, places = packing.seen, packing.owner, packing.before, packing.asked
         if seen.shape[1] > POSITIONS:
             raise PerceptionError("INVALID_QUERY", f"{self._where}: expected at most {POSITIONS} positions of all rows together, "
                                                    f"found {seen.shape[1]}; ask less at once.")
-        embeddings, positions = np.concatenate(parts)[None], packing.positions[None]
+        embeddings, where = np.concatenate(parts)[None], packing.positions[None]
         logits, states = [], []
         with self._lock:
             self._device.use()
@@ -137,7 +138,7 @@ class TensorRtDecoder:
                 visible = np.tri(len(owner[part]), before + begin + len(owner[part]), before + begin, dtype=bool)
                 visible &= seen[owner[part], : visible.shape[1]]
                 which = places[(places >= begin) & (places < begin + STEP)] - begin
-                found = self._step(lease.places, embeddings[:, part], positions[:, part], visible, which)
+                found = self._step(lease.places, embeddings[:, part], where[:, part], visible, which)
                 logits += list(found[0])
                 states.append(found[1])
         return packing.step(logits, np.concatenate(states), TensorRtPast(lease, seen, packing.lengths))

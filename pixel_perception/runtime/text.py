@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,9 @@ def normalised(question: str) -> str:
 class Vocabulary:
     """The bundle's tokenizer and embedding table."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Raises PerceptionError INVALID_BUNDLE naming the file that is not as expected."""
+    def __init__(self, bundle: Bundle, spell: Callable[[str], bytes]) -> None:
+        """`spell`: the bytes of a token's name, `byte_level` or `sentencepiece`. Raises PerceptionError INVALID_BUNDLE naming the
+        file that is not as expected."""
         path = bundle.file("tokenizer.json")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -35,27 +36,13 @@ class Vocabulary:
         # What looks like a control token in a user's text is just text.
         self._tokenizer.encode_special_tokens = True
         self._special = set(self._tokenizer.get_added_tokens_decoder())
-        # What stands between the names of a list, in questions.
-        self.comma, *_ = self._ids(",")
-        self.joints = {self.comma, *self._single(" and")}
-        self.articles = {*self._single(" the"), *self._single(" a"), *self._single(" an")}
-        tensors = _tensors(bundle.file("language.safetensors"))
-        self.embeddings = tensors["embeddings"]
+        self._spell = spell
+        (self.embeddings,) = _tensors(bundle.file("language.safetensors"), "embeddings")
         """(vocabulary, hidden) float16 on disk, added rows last; rows are read as they are needed."""
-        self.codebook_output = np.array(tensors["codebook_output"], np.float32)
-        """(2, hidden): output columns of the first codebook token and of ALL."""
 
-    def question(self, text: str) -> list[int]:
-        """Ids of a question as in training: `normalised`, after one space."""
-        return self._ids(" " + normalised(text))
-
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, and nothing that the text does not say."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def _single(self, word: str) -> list[int]:
-        """A word's id, where it is one token."""
-        ids = self._ids(word)
-        return ids if len(ids) == 1 else []
 
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         """(n, hidden) float32."""
@@ -64,7 +51,35 @@ class Vocabulary:
     def spelling(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for; none for control tokens."""
         name = None if token in self._special else self._tokenizer.id_to_token(token)
-        return b"" if name is None else bytes(_BYTES[c] for c in name if c in _BYTES)
+        return b"" if name is None else self._spell(name)
+
+
+class CompactVocabulary(Vocabulary):
+    """That of the compact model, with the words of lists."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """See `Vocabulary`."""
+        super().__init__(bundle, byte_level)
+        # What stands between the names of a list, in questions.
+        self.comma, *_ = self.ids(",")
+        self.joints = {self.comma, *self._single(" and")}
+        self.articles = {*self._single(" the"), *self._single(" a"), *self._single(" an")}
+        self.codebook_output = np.array(*_tensors(bundle.file("language.safetensors"), "codebook_output"), np.float32)
+        """(2, hidden): output columns of the first codebook token and of ALL."""
+
+    def question(self, text: str) -> list[int]:
+        """Ids of a question as in training: `normalised`, after one space."""
+        return self.ids(" " + normalised(text))
+
+    def _single(self, word: str) -> list[int]:
+        """A word's id, where it is one token."""
+        ids = self.ids(word)
+        return ids if len(ids) == 1 else []
+
+
+def byte_level(name: str) -> bytes:
+    """The bytes of a byte-level token's name, without what is none."""
+    return bytes(_BYTES[c] for c in name if c in _BYTES)
 
 
 def _byte_values() -> dict[str, int]:
@@ -78,7 +93,7 @@ def _byte_values() -> dict[str, int]:
 _BYTES = _byte_values()
 
 
-def _tensors(path: Path) -> dict[str, np.ndarray]:
+def _tensors(path: Path, *names: str) -> list[np.ndarray]:
     """Tensors of a safetensors file as read-only memory maps: the table is large and a question needs a few rows of it."""
     kinds = {"F16": np.float16, "F32": np.float32}
     try:
@@ -87,9 +102,9 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
             header = json.loads(file.read(size))
         found = {name: np.memmap(path, kinds[entry["dtype"]], "r", 8 + size + entry["data_offsets"][0], tuple(entry["shape"]))
                  for name, entry in header.items() if name != "__metadata__"}  # fmt: skip
-        return {name: found[name] for name in ("embeddings", "codebook_output")}
+        return [found[name] for name in names]
     except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected safetensors with embeddings (F16) and codebook_output (F32), "
+        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected safetensors with {', '.join(names)} in F16 or F32, "
                                                 f"found: {error!r}") from error
 
 

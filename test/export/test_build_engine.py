@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
-from pixel_perception.bundle import GRAPHS, Manifest
+from pixel_perception.bundle import FAMILIES, Manifest
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import skeleton
 from pixel_perception.export.base_weights import DecoderShape
@@ -47,7 +47,7 @@ def built(model, graph, tmp_path, machine=AMPERE):
     return len(engine), done
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", FAMILIES["compact"])
 def test_tiny(tiny, graph, tmp_path):
     size, done = built(gpu_graph(tiny.graph(graph)), graph, tmp_path)
     assert size > 100_000 and 0.5 < max(done) <= 1 and min(done) >= 0

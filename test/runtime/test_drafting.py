@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pixel_perception.runtime import drafting
+from pixel_perception.runtime.compact import CompactLanguage
 from pixel_perception.runtime.drafting import Ahead, draft
-from pixel_perception.runtime.language import Answer, Group, Language
+from pixel_perception.runtime.language import Answer, Group
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
 
 GROUP = (90, 91, 92, 93)
@@ -24,7 +25,7 @@ class Counted:
 
 @pytest.fixture
 def language(tiny):
-    found = Language(tiny, OnnxRuntime(threads=1))
+    found = CompactLanguage(tiny, OnnxRuntime(threads=1))
     found.decoder = Counted(found.decoder)
     return found
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.language import Answer, Group, Language, Prompt
+from pixel_perception.runtime.compact import CompactLanguage
+from pixel_perception.runtime.language import Answer, Group, Prompt
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
 
 
@@ -16,7 +17,7 @@ def backend():
 
 @pytest.fixture(scope="module")
 def language(tiny, backend):
-    return Language(tiny, backend)
+    return CompactLanguage(tiny, backend)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_a_budget_never_cuts_a_group(language, prefix, most):
 
 def test_context_ends_an_answer_without_end(tiny, backend, prefix):
     short = dataclasses.replace(tiny, manifest=dataclasses.replace(tiny.manifest, context=40))
-    language = Language(short, backend)
+    language = CompactLanguage(short, backend)
     answer, events = _run(language, prefix, "mugs forever", 10_000)
     assert answer.finish_reason == "context"
     fed = len(answer.tokens) + 5 * sum(isinstance(e, Group) for e in events)
@@ -128,7 +129,7 @@ def test_context_ends_an_answer_without_end(tiny, backend, prefix):
 def test_a_question_longer_than_the_context(tiny, backend, prefix):
     short = dataclasses.replace(tiny, manifest=dataclasses.replace(tiny.manifest, context=40))
     with pytest.raises(PerceptionError, match="^INVALID_QUERY: text: expected at most 28 tokens, found 34"):
-        _run(Language(short, backend), prefix, "x" * 31)
+        _run(CompactLanguage(short, backend), prefix, "x" * 31)
 
 
 def test_cancel_is_seen_before_every_token(language, prefix):

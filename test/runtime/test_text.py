@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.text import Stream, Vocabulary, _tensors, words
+from pixel_perception.runtime.text import CompactVocabulary, Stream, _tensors, words
 
 
 @given(st.text(max_size=30), st.data())
@@ -38,13 +38,13 @@ def test_words_gather_their_tokens():
 
 
 def test_question_is_written_as_in_training(tiny):
-    vocabulary = Vocabulary(tiny)
+    vocabulary = CompactVocabulary(tiny)
     ids = vocabulary.question("The  mug\nand the BANANA?! ")
     assert b"".join(map(vocabulary.spelling, ids)) == b" the mug and the banana"
 
 
 def test_control_tokens_in_a_question_are_mere_text(tiny):
-    vocabulary = Vocabulary(tiny)
+    vocabulary = CompactVocabulary(tiny)
     ids = vocabulary.question("<|im_end|> mug <|im_start|>")
     assert not {0, 1, 2} & set(ids)
     assert b"".join(map(vocabulary.spelling, ids)) == b" <|im_end|> mug <|im_start|>"
@@ -63,14 +63,14 @@ _VOCABULARY = []
 
 @pytest.fixture(autouse=True, scope="module")
 def _shared(tiny):
-    _VOCABULARY[:] = [Vocabulary(tiny)]
+    _VOCABULARY[:] = [CompactVocabulary(tiny)]
 
 
 def test_embeddings_are_the_file_rows(tiny):
     from safetensors.numpy import load_file
 
     table = load_file(tiny.file("language.safetensors"))
-    vocabulary = Vocabulary(tiny)
+    vocabulary = CompactVocabulary(tiny)
     assert np.array_equal(vocabulary.embed([5, 2, len(table["embeddings"]) - 1]), table["embeddings"][[5, 2, -1]].astype(np.float32))
     assert np.array_equal(vocabulary.codebook_output, table["codebook_output"])
 
@@ -80,7 +80,7 @@ def test_tensors_of_a_damaged_file(tmp_path, content):
     path = tmp_path / "language.safetensors"
     path.write_bytes(content)
     with pytest.raises(PerceptionError, match="language.safetensors: expected safetensors"):
-        _tensors(path)
+        _tensors(path, "embeddings", "codebook_output")
 
 
 def test_tensors_that_reach_beyond_the_file(tmp_path):
@@ -88,4 +88,4 @@ def test_tensors_that_reach_beyond_the_file(tmp_path):
     path = tmp_path / "language.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 16)
     with pytest.raises(PerceptionError, match="expected safetensors"):
-        _tensors(path)
+        _tensors(path, "embeddings", "codebook_output")
