@@ -10,7 +10,7 @@ import numpy as np
 
 from pixel_perception.benchmark import llama
 from pixel_perception.benchmark.rows import Row, take_turns
-from pixel_perception.benchmark.subject import Subject
+from pixel_perception.benchmark.subject import Network, Subject
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.language import Prompt
 from pixel_perception.types import Query
@@ -21,7 +21,7 @@ def against_llamacpp(subject: Subject) -> list[Row]:
     rows), and llama.cpp with the very same 8-bit numbers as this runtime."""
     effort = subject.effort
     rng = np.random.default_rng(0)
-    tokens = rng.integers(3, len(subject.language.vocabulary.embeddings) - 10, effort.prefill + effort.steps).tolist()
+    tokens = rng.integers(3, subject.vocabulary, effort.prefill + effort.steps).tolist()
     first, rest = tokens[: effort.prefill], tokens[effort.prefill :]
     decode: dict[str, list[float]] = {}
 
@@ -30,7 +30,7 @@ def against_llamacpp(subject: Subject) -> list[Row]:
         decode.setdefault(name, []).append(each)
         return prefill
 
-    work = {"ours": lambda: timed("ours", lambda: _ours(subject, first, rest))}
+    work = {"ours": lambda: timed("ours", lambda: decode_and_prefill(subject, first, rest)[:2])}
     missing, models = "", {}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -65,6 +65,8 @@ def against_llamacpp(subject: Subject) -> list[Row]:
 
 def _models(subject: Subject, folder: Path) -> dict[str, llama.LlamaCpp]:
     """llama.cpp with the bundle's own blocks and with the base's file. Raises PerceptionError where there is no comparison."""
+    if not subject.on_cpu:
+        raise PerceptionError("INVALID_QUERY", f"llama.cpp is compared with on the processor; this is {subject.backend.name}.")
     if not llama.installed():
         raise PerceptionError("INVALID_QUERY", llama.INSTALL)
     if not subject.bundle.manifest.provenance.get("base"):
@@ -81,22 +83,27 @@ def _agreement(subject: Subject, model: llama.LlamaCpp, tokens: list[int]) -> fl
     """Cosine of both runtimes' logits after the same tokens: that the weights are the same is seen, not said."""
     model.forget()
     theirs = model.read(tokens)
-    ours = subject.language.decoder.read([subject.language.vocabulary.embed(tokens)], None).logits[0]
+    return agreement(subject.language.decoder.read([subject.language.vocabulary.embed(tokens)], None).logits[0], theirs)
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Cosine of two rows of logits, without what is the same in all of them."""
     theirs, ours = theirs - theirs.mean(), ours - ours.mean()
     return float(theirs @ ours / np.linalg.norm(theirs) / np.linalg.norm(ours))
 
 
-def _ours(subject: Subject, first: list[int], rest: list[int]) -> tuple[float, float]:
-    """As `llama.decode_and_prefill`, with looking up the embeddings."""
-    decoder, embed = subject.language.decoder, subject.language.vocabulary.embed
+def decode_and_prefill(network: Network, first: list[int], rest: list[int]) -> tuple[float, float, np.ndarray]:
+    """As `llama.decode_and_prefill`, with looking up the embeddings; and the logits (vocabulary,) after the prompt."""
+    decoder, embed = network.decoder, network.embed
     begun = time.perf_counter()
     step = decoder.read([embed(first)], None)
     prefill, each = time.perf_counter() - begun, []
+    logits = step.logits[0].copy()
     for token in rest:
         begun = time.perf_counter()
         step = decoder.read([embed([token])], step.past)
         each.append(time.perf_counter() - begun)
-    return prefill, float(np.median(each))
+    return prefill, float(np.median(each)), logits
 
 
 def codebook_run(subject: Subject) -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pixel_perception.benchmark import roofline
 from pixel_perception.benchmark.rows import Row, take_turns
 from pixel_perception.benchmark.subject import Subject
 from pixel_perception.masks import iou
@@ -29,7 +28,7 @@ def ask(subject: Subject) -> list[Row]:
     overlap = [iou(a.mask, b.mask) for a, b in zip(found["ours"], found["reference"], strict=False)]
     prefix = subject.perception.prefix(subject.encoded).lengths[0]
     steps = subject.steps([Prompt(subject.query.text, None, 96)])
-    least = subject.pixels(targets, whole=True) / subject.machine.fp32 + subject.least((prefix, 1), *steps)
+    least = subject.pixels(targets, whole=True) / subject.machine.vision + subject.least((prefix, 1), *steps)
     return [Row("ask_vs_reference", 1000 * seconds["ours"], 1000 * seconds["reference"], "ms", seconds["reference"] / seconds["ours"],
                 least / seconds["ours"], f"{subject.query.text!r}, {targets} masks; the reference keeps nothing between tokens, encodes "
                 f"the image for each and reads codebook tokens one by one; mean IoU of its masks with ours {np.mean(overlap or [0]):.3f}.",
@@ -76,8 +75,8 @@ def the_reference_way(subject: Subject, frame: np.ndarray) -> list[Instance]:
 
 def follow(subject: Subject) -> list[Row]:
     """Frames of the recording to masks with a standing instruction, against asking each frame again."""
-    standing = subject.perception.ask(subject.frames[0], subject.query).standing
-    frames, targets = subject.frames, len(standing.targets)
+    standing, frames = subject.standing, subject.frames
+    targets = len(standing.targets)
 
     def following() -> None:
         now = standing
@@ -91,7 +90,6 @@ def follow(subject: Subject) -> list[Row]:
     seconds = take_turns(subject.effort.rounds, follow=following, ask=asking)
     ours, reference = (len(frames) / seconds[name] for name in ("follow", "ask"))
     height, width = frames[0].shape[:2]
-    return [Row("follow_fps", ours, reference, "frames/s", ours / reference, subject.pixels(targets) / subject.machine.fp32 * ours,
+    return [Row("follow_fps", ours, reference, "frames/s", ours / reference, subject.pixels(targets) / subject.machine.vision * ours,
                 f"{targets} targets, {len(frames)} frames of {width}x{height}; the reference asks every frame again.",
-                {"operators_ms": {name: roofline.operators(subject.bundle.graph(name), feeds, subject.threads)
-                                  for name, feeds in subject.pixel_feeds(targets).items()}})]  # fmt: skip
+                {"operators_ms": {name: subject.profile(name, fed) for name, fed in subject.pixel_feeds(targets).items()}})]  # fmt: skip

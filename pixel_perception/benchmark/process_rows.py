@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from pixel_perception.perception import Perception
 from pixel_perception.types import Query, Task
-bundle, threads, text, *files = sys.argv[1:]
+bundle, backend, threads, text, *files = sys.argv[1:]
 frames = [np.asarray(Image.open(file).convert("RGB")) for file in files]
 imported = time.perf_counter()
-perception = Perception.open(bundle, threads=int(threads))
+perception = Perception.open(bundle, backend, int(threads))
 opened = time.perf_counter()
 first = perception.ask(frames[0], Query(text))
 answered = time.perf_counter()
@@ -40,7 +40,7 @@ print(json.dumps({"import": imported - begun, "open": opened - imported, "first"
 
 def _fresh(subject: Subject, frames: int) -> dict[str, float]:
     """Run `PROGRAM` in a process of its own. Raises PerceptionError INTERNAL with its last line where it fails."""
-    command = [sys.executable, "-c", PROGRAM, str(subject.bundle.folder), str(subject.threads), subject.query.text,
+    command = [sys.executable, "-c", PROGRAM, str(subject.bundle.folder), subject.backend.name, str(subject.threads), subject.query.text,
                *map(str, subject.files[:frames])]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:

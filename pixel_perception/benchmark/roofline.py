@@ -12,7 +12,9 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
 SPREAD = 512 << 20
 """Bytes read to measure bandwidth: far more than any cache holds."""
@@ -26,31 +28,33 @@ class Machine:
 
     bandwidth: float
     """Bytes read from memory per second."""
-    int8: float
-    """Operations (a multiplication and an addition are two) per second of an 8-bit matrix product."""
-    fp32: float
-    """The same of fp32."""
+    language: float
+    """Operations (a multiplication and an addition are two) per second of a matrix product as language needs it: 8 bits on a CPU,
+    fp16 on a GPU."""
+    vision: float
+    """The same as vision needs it: fp32 on a CPU, fp16 on a GPU."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one run of a graph must do at least."""
+    """What reading one token takes at least."""
 
     operations: float
     weights: float
-    """Bytes of quantised weights, each of which is read once."""
+    """Bytes of weights, each of which is read once."""
 
 
 def measure(threads: int) -> Machine:
-    """Best of several runs each, a few seconds in all."""
+    """Of the CPU: best of several runs each, a few seconds in all."""
     with ThreadPoolExecutor(threads) as pool:
         block = np.ones(SPREAD // 8, np.float64)
         pieces = np.array_split(block, threads)
-        bandwidth = SPREAD / _best(lambda: list(pool.map(np.sum, pieces)), 5)
+        bandwidth = SPREAD / best(lambda: list(pool.map(np.sum, pieces)), 5)
     return Machine(bandwidth, _product(threads, np.uint8), _product(threads, np.float32))
 
 
-def _best(work: Callable[[], object], runs: int) -> float:
+def best(work: Callable[[], object], runs: int) -> float:
+    """Least seconds of some runs, after one that warms up."""
     seconds = []
     for _ in range(runs + 1):
         begun = time.perf_counter()
@@ -61,8 +65,6 @@ def _best(work: Callable[[], object], runs: int) -> float:
 
 def _product(threads: int, kind: type) -> float:
     """Operations per second of ONNX Runtime's own matrix product with constant weights, fp32 or 8 bits."""
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.random.default_rng(0).integers(-100, 100, (SIDE, SIDE))
     exact = kind is np.float32
     weight = numpy_helper.from_array(weights.astype(np.float32 if exact else np.int8), "w")
@@ -76,22 +78,36 @@ def _product(threads: int, kind: type) -> float:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = np.ones((SIDE, SIDE), kind)
-    return 2 * SIDE**3 / _best(lambda: session.run(None, {"x": x}), 12)
+    return 2 * SIDE**3 / best(lambda: session.run(None, {"x": x}), 12)
 
 
-def work_of(path: Path, feeds: Mapping[str, np.ndarray]) -> Work:
+def token_of(path: Path) -> Work:
+    """Count the matrix products with weights of a language graph, as its nodes state them; attention is not among them."""
+    graph = onnx.load(path, load_external_data=False).graph
+    held = {t.name: prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in graph.initializer}
+    sizes = {t.name: prod(t.dims) for t in graph.initializer}
+    operations = weights = 0.0
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            attributes = {a.name: a.i for a in node.attribute}
+            operations += 2.0 * attributes["K"] * attributes["N"]
+            weights += held[node.input[1]] + held[node.input[2]]
+        elif node.op_type == "MatMul" and node.input[1] in held:
+            operations += 2.0 * sizes[node.input[1]]
+            weights += held[node.input[1]]
+    return Work(operations, weights)
+
+
+def operations_of(path: Path, feeds: Mapping[str, np.ndarray]) -> float:
     """Count matrix products and convolutions of one run of a graph, from the shapes that a profile of it shows."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights have no shape to be counted by
-    operations = weights = 0.0
+    operations = 0.0
     for event in _profiled(path, feeds, options, 1):
-        kind = event["args"]["op_name"]
         inputs, outputs = ([next(iter(s.values())) for s in event["args"][f"{side}_type_shape"]] for side in ("input", "output"))
-        operations += _operations(kind, inputs, outputs)
-        if kind == "MatMulNBits":
-            weights += prod(inputs[1]) + 4 * prod(inputs[2])
-    return Work(operations, weights)
+        operations += _operations(event["args"]["op_name"], inputs, outputs)
+    return operations
 
 
 def operators(path: Path, feeds: Mapping[str, np.ndarray], threads: int, runs: int = 20) -> dict[str, float]:
@@ -120,12 +136,10 @@ def _profiled(path: Path, feeds: Mapping[str, np.ndarray], options: ort.SessionO
 
 
 def _operations(kind: str, inputs: list[list[int]], outputs: list[list[int]]) -> float:
-    if kind in ("Conv", "FusedConv"):
+    if kind in ("Conv", "FusedConv", "ConvInteger"):
         return 2.0 * prod(outputs[0]) * prod(inputs[1][1:])
-    if kind in ("MatMul", "FusedMatMul"):
+    if kind in ("MatMul", "FusedMatMul", "MatMulInteger"):
         return 2.0 * prod(outputs[0]) * inputs[0][-1]
     if kind == "Gemm":
         return 2.0 * prod(outputs[0]) * prod(inputs[1]) / outputs[0][-1]
-    if kind == "MatMulNBits":
-        return 2.0 * prod(outputs[0]) * prod(inputs[1][1:])
     return 0.0
