@@ -35,7 +35,7 @@ from pixel_perception.bundle import (
 )
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import base_weights, language_graph, skeleton, tokenizer
-from pixel_perception.export.replacing import replacing
+from pixel_perception.writing import replacing
 
 TRAINED = "trained.safetensors"
 VISION = (
@@ -78,8 +78,7 @@ def write_bundle(
 
     graphs: name -> (model, precision); embeddings (vocabulary + added, hidden), stored as fp16; codebook_output
     (2, hidden) fp32; parity: contents of `parity.json`; **manifest: the remaining fields of
-    `pixel_perception.bundle.Manifest`. Raises PerceptionError INVALID_BUNDLE; then nothing is left behind and what was
-    at `folder` stays.
+    `pixel_perception.bundle.Manifest`. Raises WritingError; then nothing is left behind and what was at `folder` stays.
     """
     with replacing(folder) as work:
         specs = {}

@@ -14,7 +14,7 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.export.bundle import assemble, load_trained, prove, write_parts
 from pixel_perception.export.graph_folder import GraphFolder
 from pixel_perception.export.language_graph import PRECISIONS
-from pixel_perception.export.replacing import replacing
+from pixel_perception.writing import replacing
 
 
 def load_run(path: Path):

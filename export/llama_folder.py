@@ -17,7 +17,7 @@ import onnx
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
 from pixel_perception.export.language_graph import BLOCK, language_graph
-from pixel_perception.export.replacing import replacing
+from pixel_perception.writing import replacing
 
 NAMES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj",
@@ -118,7 +118,7 @@ def graph_bytes(shape: DecoderShape, precision: str) -> int:
 def write_language(weights: LlamaFolder, folder: str | Path, precision: str = "int8") -> Path:
     """Write `language_model.onnx` and `language_model.onnx.data` to a folder, in one step; returns the graph's path.
 
-    Raises PerceptionError INVALID_BUNDLE where there is no space or no permission; then nothing is left behind.
+    Raises WritingError where there is no space or no permission; then nothing is left behind.
     """
     with replacing(folder) as work:
         add_language(weights, work, precision)

@@ -20,11 +20,11 @@ from pixel_perception.export.llama_folder import LlamaFolder, add_language, deco
 from pixel_perception.export.paper_graphs import apart, pixellm_parts
 from pixel_perception.export.parity import GATES
 from pixel_perception.export.pixelllm_graphs import merge_lora, pixelllm_parts
-from pixel_perception.export.replacing import replacing
 from pixel_perception.models.configurations import configuration, from_dict, to_dict
 from pixel_perception.models.folder import describe, load
 from pixel_perception.models.pixellm.config import PixelLMConfig
 from pixel_perception.models.tokenizer_files import FILES
+from pixel_perception.writing import replacing
 
 TOLERANCE = 1e-4
 """Largest difference of an output from torch, as a part of its largest magnitude (at least 1)."""
@@ -46,7 +46,7 @@ def export_graphs(name: str, source: Path, out: Path, precision: str = "int8") -
 
     precision: that of a LLaMA's matrices; all else is fp32. Raises PerceptionError INVALID_BUNDLE where a graph differs from torch
     by more than `TOLERANCE` (a quantised language model: has a lesser cosine than the gate of parity), where `out` holds
-    something else, or cannot be written; then nothing is left behind and what was at `out` stays.
+    something else, and WritingError where it cannot be written; then nothing is left behind and what was at `out` stays.
     """
     if out.exists() and not (out / GRAPHS).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise PerceptionError("INVALID_BUNDLE", f"{out}: expected no folder, an empty one or one with {GRAPHS}, found other files.")

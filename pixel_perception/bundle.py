@@ -242,10 +242,9 @@ def file_digest(path: str | Path) -> str:
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
     """Write `manifest.json` in one step, so that a folder holds either no manifest or a whole one; returns its path."""
-    path = Path(folder) / MANIFEST
-    partial = path.with_suffix(".partial")
-    partial.write_text(manifest.to_json(), encoding="utf-8")
-    partial.replace(path)
+    from pixel_perception.writing import write_text  # who only reads bundles needs no safetensors
+
+    write_text(path := Path(folder) / MANIFEST, manifest.to_json())
     return path
 
 

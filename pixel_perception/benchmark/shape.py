@@ -23,12 +23,12 @@ from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
 from pixel_perception.export.llama_folder import NAMES, decoder_shape, graph_bytes, write_language
 from pixel_perception.export.paper_graphs import Part, pixellm_parts
-from pixel_perception.export.replacing import replacing
 from pixel_perception.geometry import Letterbox
 from pixel_perception.models.configurations import configuration, read, to_dict
 from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.pixellm.config import PixelLMConfig
 from pixel_perception.runtime.session import Backend, Decoder, Session
+from pixel_perception.writing import replacing
 
 PRECISION = "int4"
 SHORT = Effort(prefill=64, steps=16, frames=2)

@@ -51,19 +51,16 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from pixel_perception.simulation.catalog import Catalog
+    from pixel_perception.writing import replacing
 
     catalog = Catalog.open(assets, only=set(objects) if objects else None)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    scenes = [simulated(catalog, seed, arguments.frames, work) for seed in tqdm(arguments.seeds, unit="scene", desc="record")]
-    scenes += [photograph(Path(arguments.images), number, work) for number in arguments.ids]
-    (work / "recording.json").write_text(json.dumps({"rate_hz": RATE_HZ, "scenes": scenes}, indent=1) + "\n")
-    (work / "ATTRIBUTION.md").write_text(attribution(scenes, catalog))
-    if (folder / "instructions.json").is_file():  # written by hand: what the demo asks about the scenes
-        shutil.copy(folder / "instructions.json", work)
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    with replacing(folder) as work:
+        scenes = [simulated(catalog, seed, arguments.frames, work) for seed in tqdm(arguments.seeds, unit="scene", desc="record")]
+        scenes += [photograph(Path(arguments.images), number, work) for number in arguments.ids]
+        (work / "recording.json").write_text(json.dumps({"rate_hz": RATE_HZ, "scenes": scenes}, indent=1) + "\n")
+        (work / "ATTRIBUTION.md").write_text(attribution(scenes, catalog))
+        if (folder / "instructions.json").is_file():  # written by hand: what the demo asks about the scenes
+            shutil.copy(folder / "instructions.json", work)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {len(scenes)} scenes, {sum(len(s['frames']) for s in scenes)} frames, {size / 1e6:.1f} MB")
     return 0

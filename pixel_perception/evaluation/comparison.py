@@ -12,6 +12,7 @@ from textwrap import fill
 
 from pixel_perception.evaluation import published
 from pixel_perception.evaluation.figures import CURVE, Figure, Summary
+from pixel_perception.writing import write_text
 
 LABELS = {
     "giou": "gIoU", "ciou": "cIoU", "p50": "P@0.5, box", "p70": "P@0.7, box", "p90": "P@0.9, box", "mask_p50": "P@0.5, mask",
@@ -116,13 +117,10 @@ def requests_csv(records: Sequence[Mapping]) -> str:
 
 def write(folder: Path, whole: Mapping, records: Sequence[Mapping]) -> None:
     """report.json, report.txt, figures.csv and requests.csv, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.json": json.dumps(whole, indent=1, ensure_ascii=False), "report.txt": table(whole),
              "figures.csv": figures_csv(whole).rstrip("\n"), "requests.csv": requests_csv(records).rstrip("\n")}  # fmt: skip
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, text + "\n")
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence]) -> str:

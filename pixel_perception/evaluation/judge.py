@@ -17,6 +17,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pixel_perception.evaluation.records import lines
+
 RETRIED = {408, 409, 429, 500, 502, 503, 504}
 """HTTP states that may pass by themselves."""
 
@@ -73,16 +75,8 @@ class Judge:
 
     def _load(self) -> dict[str, list[float]]:
         """The verdicts so far. A last line that was cut off by an interruption is removed; other damage is an error."""
-        if not self.file.exists():
-            return {}
-        text = self.file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            partial = self.file.with_name(self.file.name + ".partial")
-            partial.write_text(whole, encoding="utf-8")
-            partial.replace(self.file)
         known = {}
-        for number, line in enumerate(whole.split("\n")[:-1], 1):
+        for number, line in enumerate(lines(self.file), 1):
             try:
                 row = json.loads(line)
                 known[row["key"]] = row["scores"]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pixel_perception.writing import write_text
+
 
 def stored(file: Path) -> list[dict]:
-    """The records of a file, none where it is not there. What a stopped run left of a last line is removed from the file, so that
+    """The records of a file, none where it is not there."""
+    return [json.loads(line) for line in lines(file)]
+
+
+def lines(file: Path) -> list[str]:
+    """The lines of a file, none where it is not there. What a stopped run left of a last line is removed from the file, so that
     the next record begins a line of its own."""
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_text(whole, encoding="utf-8")
-        partial.replace(file)
-    return [json.loads(line) for line in whole.split("\n")[:-1]]
+        write_text(file, whole)
+    return whole.split("\n")[:-1]
 
 
 def append(file: Path, record: dict) -> None:

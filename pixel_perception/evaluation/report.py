@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pixel_perception.evaluation import metrics
+from pixel_perception.writing import write_text
 
 FAMILIES = ("refer", "several", "all_of", "reasoning")
 JOINT = ("refer",)
@@ -115,12 +116,9 @@ def table(summary: dict, more: dict | None = None) -> str:
 
 def write(folder: Path, summary: dict, more: dict) -> None:
     """Write report.json and report.txt into `folder`, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.json": json.dumps(summary | {"details": more}, indent=1), "report.txt": table(summary, more)}
     for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text + "\n")
-        partial.replace(folder / name)
+        write_text(folder / name, text + "\n")
 
 
 def sheet(folder: Path, columns: int = 6) -> Path | None:

@@ -22,6 +22,7 @@ from pixel_perception.models.language import Language
 from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.tensor_files import CheckpointError, Folder, Row, check
 from pixel_perception.models.tokenizer_files import FILES
+from pixel_perception.writing import replacing
 
 DESCRIPTION = "model.json"
 
@@ -32,7 +33,7 @@ def save(model: PerceptionModel, folder: str | Path, tokenizer: str | Path | Non
 
     `tokenizer` is a folder whose tokenizer files are copied; without it those that the folder already has are kept. `sources`
     are recorded as they are. Raises CheckpointError when the folder holds anything but a model, or the model has other
-    tensors than its configuration says (adapters that are not merged).
+    tensors than its configuration says (adapters that are not merged), and WritingError.
     """
     folder = expect_free(folder)
     base = model.language.base.config.to_dict() if isinstance(model, Compact) and model.language is not None else None
@@ -44,19 +45,12 @@ def save(model: PerceptionModel, folder: str | Path, tokenizer: str | Path | Non
                               "adapters must be merged before")  # fmt: skip
     described = {"format": 1, "configuration": to_dict(model.config), "dtype": str(next(model.parameters()).dtype).split(".")[1]}
     described |= ({"base": base} if base else {}) | {"sources": list(sources)}
-    fresh, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    for left_over in (fresh, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_torch_state_dict(state, fresh, max_shard_size=shard)
-    for name in FILES:
-        if (path := Path(tokenizer or folder) / name).is_file():
-            shutil.copyfile(path, fresh / name)
-    (fresh / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder) as work:
+        save_torch_state_dict(state, work, max_shard_size=shard)
+        for name in FILES:
+            if (path := Path(tokenizer or folder) / name).is_file():
+                shutil.copyfile(path, work / name)
+        (work / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
     return folder
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pixel_perception.simulation.catalog import Catalog
 from pixel_perception.simulation.scene import SceneObject
+from pixel_perception.writing import write_text
 
 SPLITS = {"train": (0, 800_000), "val": (800_000, 900_000), "test": (900_000, 1_000_000)}
 """Seeds [first, end) of each split; training never sees the others."""
@@ -77,9 +78,7 @@ def render(catalog: Catalog, folder: str | Path, seeds: range, views: int, size:
                 Image.fromarray(view.labels).save(folder / f"{name}.png", compress_level=1)
                 lines.append(json.dumps({"id": name, "size": size, "objects": [dataclasses.asdict(o) for o in view.objects]}))
         table.close()
-        partial = index.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in lines))
-        partial.rename(index)
+        write_text(index, "".join(line + "\n" for line in lines))
         total += len(lines)
         if progress:
             progress(len(lines))

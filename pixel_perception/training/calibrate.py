@@ -21,6 +21,7 @@ from pixel_perception.simulation.catalog import Catalog
 from pixel_perception.simulation.dataset import load
 from pixel_perception.simulation.phrases import Vocabulary
 from pixel_perception.training import language_stage
+from pixel_perception.writing import replacing_file, write_text
 
 
 def platt(logits: Tensor, there: Tensor) -> tuple[float, float]:
@@ -79,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     last = "model.pixel_decoder.presence.3."
     weights[last + "weight"] *= scale
     weights[last + "bias"] = weights[last + "bias"] * scale + offset
-    save_file(weights, file)
-    (arguments.run / "calibration.json").write_text(json.dumps(report, indent=1))
+    with replacing_file(file) as partial:
+        save_file(weights, partial)
+    write_text(arguments.run / "calibration.json", json.dumps(report, indent=1))
     print(json.dumps(report))
     return 0
 

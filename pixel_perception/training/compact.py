@@ -23,6 +23,7 @@ from pixel_perception.training.course import Course
 from pixel_perception.training.lesson import Lesson
 from pixel_perception.training.processes import Processes
 from pixel_perception.training.tasks.sample import TaskError
+from pixel_perception.writing import replacing_file
 
 Prepare = Callable[[Sequence[Record], random.Random, float], dict[str, Any]]
 STAGES = {"pixels": "pixel_stage", "language": "language_stage"}
@@ -47,9 +48,8 @@ class CompactLesson(Lesson):
 
     def finish(self, weights: dict[str, Tensor], path: Path) -> None:
         """weights.safetensors: everything but the base language model."""
-        partial = path.with_suffix(".partial")
-        save_file(weights, partial)
-        partial.replace(path)
+        with replacing_file(path) as partial:
+            save_file(weights, partial)
 
 
 class Views:

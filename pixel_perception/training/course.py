@@ -21,6 +21,7 @@ from pixel_perception.training.stream import MixtureStream, Stream
 from pixel_perception.training.tasks.mixture import Mixture
 from pixel_perception.training.tasks.registry import find
 from pixel_perception.training.tasks.sample import Task, TaskError
+from pixel_perception.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,5 @@ def sound(tasks: Mapping[str, Task], memory: Path, processes: Processes) -> None
                     raise TaskError(error.file, f"{error.message} (`pixel-perception data check {name} PATH` lists every problem)",
                                     error.record, error.field)  # fmt: skip
             known[name] = facts
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            memory.write_text(json.dumps(known, indent=1))
+            write_text(memory, json.dumps(known, indent=1))
     processes.wait()

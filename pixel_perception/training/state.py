@@ -8,7 +8,6 @@ step draws them from the seed, its number and the process.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pixel_perception.training.processes import Processes, like, whole
+from pixel_perception.writing import WritingError, replacing
 
 
 class StateError(ValueError):
@@ -95,23 +95,19 @@ class RunState:
 
 
 def write(folder: Path, step: int, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """One state, at once or not at all; states of other steps are deleted. Raises StateError."""
-    final, partial = folder / f"state-{step:08d}", folder / f".state-{step:08d}.partial"
+    """One state, at once or not at all; states of other steps, and what a killed process left, are deleted. Raises StateError."""
+    final = folder / f"state-{step:08d}"
+    for left in folder.glob(".state-*"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(dict(weights), partial / "weights.safetensors")
-        save_file(dict(moments), partial / "moments.safetensors")
-        (partial / "state.json").write_text(json.dumps(facts))
-        for file in partial.iterdir():
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with replacing(final) as work:
+            save_file(dict(weights), work / "weights.safetensors")
+            save_file(dict(moments), work / "moments.safetensors")
+            (work / "state.json").write_text(json.dumps(facts))
+    except WritingError as error:
         before = newest(folder)
         kept = f"the state in {before} is still whole" if before else "nothing is saved yet"
-        raise StateError(f"{final}: cannot be written ({getattr(error, 'strerror', None) or error}); {kept}") from None
+        raise StateError(f"{final}: cannot be written ({error.reason}); {kept}") from None
     for old in folder.glob("state-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
@@ -144,9 +140,3 @@ def complain(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[s
             raise StateError(f"{path}: {name}: expected {list(shape)} as the network has, found {list(found[name])}: another size")
     if extra := sorted(found.keys() - wanted.keys()):
         raise StateError(f"{path}: {extra[0]}: expected no such tensor in this network, found one: the weights of another network")
-
-
-def _flush(file: Path) -> None:
-    # Without it a power cut could leave the new name on a file whose content never reached the disk.
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

@@ -21,6 +21,7 @@ from pixel_perception.training.course import Course, find_config, open_course
 from pixel_perception.training.monitor import Monitor
 from pixel_perception.training.processes import Processes, to_device
 from pixel_perception.training.state import Progress, RunState, newest
+from pixel_perception.writing import write_text
 
 
 class TrainingStopped(ValueError):
@@ -214,8 +215,7 @@ def remember(config: TrainConfig, folder: Path) -> list[str]:
     """Keep a run's configuration in its folder; returns what differs from the one it had, field by field."""
     path, now = folder / "config.yaml", config.to_dict()
     before = yaml.safe_load(path.read_text()) if path.exists() else now
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(now, sort_keys=False))
+    write_text(path, yaml.safe_dump(now, sort_keys=False))
     old, new = flat(before), flat(now)
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
 

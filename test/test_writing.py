@@ -1,5 +1,6 @@
-"""Folders written in one step: killed, without space, failing or two at once."""
+"""Files and folders written in one step: killed, without space, failing or two at once."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,8 +9,8 @@ import time
 import pytest
 
 from pixel_perception.bundle import Bundle
-from pixel_perception.export.replacing import replacing
 from pixel_perception.export.tiny import write_tiny_bundle
+from pixel_perception.writing import WritingError, replacing, replacing_file, write_text
 
 FORK = multiprocessing.get_context("fork")
 
@@ -24,7 +25,7 @@ def test_replaces_what_was_there(tmp_path):
 
 def test_replaces_without_exchange(tmp_path, monkeypatch):
     """Where the C library knows no renameat2, two renames do it."""
-    monkeypatch.setattr("pixel_perception.export.replacing.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("pixel_perception.writing.ctypes.CDLL", lambda *_, **__: object())
     test_replaces_what_was_there(tmp_path)
 
 
@@ -78,3 +79,44 @@ def test_no_space_for_a_bundle(tmp_path, without_space, limit):
     assert f"{tmp_path / 'tiny'}: cannot be written (" in sentence and "expected a writable folder with enough space" in sentence
     assert Bundle.open(tmp_path / "tiny").digest == before.digest
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_folders_in_the_folder_and_links_to_it(tmp_path):
+    """A link to a folder on another disk keeps its target, which is replaced."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    for text in ("first", "second"):
+        with replacing(tmp_path / "link") as work:
+            (work / "inner").mkdir()
+            (work / "inner" / "file").write_text(text)
+        assert (tmp_path / "disk" / "folder" / "inner" / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["folder"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("pixel_perception.writing.fcntl.flock", flock)
+    test_replaces_what_was_there(tmp_path)
+
+
+def test_a_file_is_replaced_or_stays(tmp_path, without_space):
+    path = tmp_path / "made" / "file"
+    write_text(path, "first é")
+    with pytest.raises(RuntimeError), replacing_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    sentence = without_space(10, lambda: write_text(path, "second" * 10))
+    assert sentence == f"{path}: cannot be written (File too large); expected a writable place with enough space"
+    assert path.read_text(encoding="utf-8") == "first é"
+    write_text(path, "second")
+    assert path.read_text() == "second" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for writer in (replacing, replacing_file):
+        sentence = r"file/new: cannot be written \((Not a directory|File exists): .*file"
+        with pytest.raises(WritingError, match=sentence), writer(tmp_path / "file" / "new"):
+            pass
