@@ -24,6 +24,7 @@ from pixel_perception.models.configurations import configuration, from_dict, to_
 from pixel_perception.models.folder import describe, load
 from pixel_perception.models.pixellm.config import PixelLMConfig
 from pixel_perception.models.tokenizer_files import FILES
+from pixel_perception.runtime.agreement import cosine
 from pixel_perception.writing import replacing
 
 TOLERANCE = 1e-4
@@ -102,13 +103,8 @@ def llama_compared(language: nn.Module, head: nn.Module, path: Path, precision: 
              "attention_bias": np.zeros((1, 1, POSITIONS, POSITIONS), np.float32)}  # fmt: skip
     feeds |= {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs() if i.name.startswith("past")}
     ours = dict(zip(theirs, session.run(list(theirs), feeds), strict=True))
-    measure = apart if precision == "fp32" else _cosine
+    measure = apart if precision == "fp32" else (lambda a, b: float(cosine(a, b).min()))
     return {name: measure(ours[name], theirs[name].float().numpy()) for name in theirs}
-
-
-def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    product = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
-    return float(((ours * theirs).sum(-1) / np.maximum(product, 1e-12)).min())
 
 
 def _judge(out: Path, graph: str, figures: dict[str, float], cosines: bool = False) -> None:

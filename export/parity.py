@@ -20,6 +20,7 @@ from pixel_perception.bundle import Bundle
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.exported import Exported, Sample, Trace, read_samples
+from pixel_perception.runtime.agreement import cosine
 from pixel_perception.runtime.session import Backend
 
 GATES = {"hidden_cosine": 0.99, "mask_iou": 0.98, "token_agreement": 0.95}
@@ -167,11 +168,6 @@ def scarce(figures: dict) -> str | None:
     if figures["prompts"] >= PROMPTS:
         return None
     return f"prompts: {figures['prompts']} different questions about {figures['images']} images were compared, expected at least {PROMPTS}."
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of rows, (N, hidden) twice -> (N,)."""
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
 def divergence(wanted: np.ndarray, ours: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.agreement import cosine
 from pixel_perception.runtime.session import Backend, Decoder, Past, Session, Step
 
 LOG = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class _Session:
             least, why = 0.0, ""
             try:
                 other = candidate.run(feeds)
-                least = min(cosine(found[name].ravel(), other[name].ravel()) for name in self.outputs)
+                least = min(float(cosine(found[name].ravel(), other[name].ravel())) for name in self.outputs)
             except PerceptionError as error:
                 why = error.message
             self._runs += 1
@@ -209,7 +210,7 @@ class _Decoder:
                 other = read(candidate, past.shadow if past else None)
                 pairs = [*zip(step.logits, other.logits, strict=True),
                          *zip(np.concatenate(list(step.states)), np.concatenate(list(other.states)), strict=True)]  # fmt: skip
-                least = min(cosine(a, b) for a, b in pairs)
+                least = min(float(cosine(a, b)) for a, b in pairs)
             except PerceptionError as error:
                 why = error.message
             self._least, self._steps = min(self._least, least), self._steps + 1
@@ -219,12 +220,3 @@ class _Decoder:
             if self._verdict(self._least, why):
                 self._current = candidate
             return None
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two vectors: 1 for two zeros, 0 where either is not finite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    sizes = np.linalg.norm(a), np.linalg.norm(b)
-    if not np.isfinite(sizes).all():
-        return 0.0
-    return float(a @ b / (sizes[0] * sizes[1])) if min(sizes) > 0 else float(sizes[0] == sizes[1])

@@ -18,6 +18,7 @@ from pixel_perception.export.exported import QUESTIONS
 from pixel_perception.models.compact import Compact
 from pixel_perception.models.config import CompactConfig
 from pixel_perception.models.language import Language
+from pixel_perception.runtime.agreement import cosine
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
 from pixel_perception.training.base import load_language_model
 
@@ -76,8 +77,8 @@ def test_vision_graphs_equal_torch(model, bundle, samples):
     prompted = exported.run("prompt_feature_extractor", features_16=maps["features_16"], features_8=maps["features_8"], boxes=boxes)
     with torch.inference_mode():
         tokens, queries, _ = model.prompt_features(features, torch.from_numpy(boxes))
-    assert parity.cosine(prompted["visual_tokens"], tokens.numpy()).min() > 0.999
-    assert parity.cosine(prompted["object_queries"], queries.numpy()).min() > 0.999
+    assert cosine(prompted["visual_tokens"], tokens.numpy()).min() > 0.999
+    assert cosine(prompted["object_queries"], queries.numpy()).min() > 0.999
 
 
 def test_language_agrees_with_torch(model, bundle, samples):
@@ -86,7 +87,7 @@ def test_language_agrees_with_torch(model, bundle, samples):
     for sample in samples[:4]:
         trace = exported.answer(sample)
         states, logits, *_ = parity.reference(model, sample, trace)
-        assert parity.cosine(trace.states, states).mean() > parity.GATES["hidden_cosine"]
+        assert cosine(trace.states, states).mean() > parity.GATES["hidden_cosine"]
         choices += [w.argmax() == c for (_, c, _), w in zip(trace.choices, logits, strict=True)]
     assert np.mean(choices) > 0.85
 

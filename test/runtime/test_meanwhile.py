@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.perception import Perception
-from pixel_perception.runtime.meanwhile import RUNS, STEPS, Meanwhile, cosine
+from pixel_perception.runtime.meanwhile import RUNS, STEPS, Meanwhile
 from pixel_perception.runtime.onnxruntime import OnnxRuntime
 from pixel_perception.types import Query
 
@@ -127,9 +127,3 @@ def test_progress_in_words():
     assert backend.progress == "building the engine of pixel_decoder: 40 %"
     backend.report("pixel_decoder", 1.0)
     assert backend.progress == ""
-
-
-def test_cosine():
-    one = np.array([1.0, 2.0], np.float32)
-    assert cosine(one, 3 * one) == pytest.approx(1) and cosine(one, -one) == pytest.approx(-1)
-    assert cosine(0 * one, 0 * one) == 1 and cosine(0 * one, one) == 0 and cosine(one, one * np.nan) == 0
