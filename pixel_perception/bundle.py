@@ -18,11 +18,14 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 """How the bundle compares with the torch model that it came from, for each backend that was at hand."""
-FILES = ("language.safetensors", "tokenizer.json", PARITY)
+FILES = ("tokenizer.json", PARITY)
 """What a bundle must hold beside its graphs."""
+EMBEDDINGS = "language.safetensors"
+"""What one with the graph `language_model` must hold as well: the table that it is fed from."""
 FAMILIES = {
     "compact": ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
                 "language_model"),
+    "pixelllm": ("image_encoder", "prompt_feature_extractor", "language_encoder", "language_decoder"),
 }  # fmt: skip
 """Graphs that a bundle of each family of models must hold; `runtime.families` runs them."""
 
@@ -106,6 +109,16 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Detector:
+    """How PixelLLM's detector thins out what it finds: proposals, and then objects that overlap by so much go, the best so many stay."""
+
+    proposal_overlap: float = 0.9
+    proposals: int = 256
+    overlap: float = 0.5
+    objects: int = 100
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is known of a bundle. `files` maps the name of every file that is not a graph to its SHA-256."""
 
@@ -118,12 +131,15 @@ class Manifest:
     family: str = "compact"
     """A key of `FAMILIES`."""
     context: int = 1024
-    """Most tokens of prefix, question and answer together."""
+    """Most tokens of prefix, question and answer together; of an encoder and a decoder, of the answer."""
     image: ImageSpec = field(default_factory=ImageSpec)
     tokens: Tokens = field(default_factory=Tokens)
     templates: Templates = field(default_factory=Templates)
     codebook: Codebook = field(default_factory=Codebook)
     thresholds: Thresholds = field(default_factory=Thresholds)
+    detector: Detector = field(default_factory=Detector)
+    predicting: bool = False
+    """Whether a word's place is told by the state that predicts it, and not by the one that has read it."""
     vocabulary: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     accepted_drift: str = ""
@@ -196,7 +212,7 @@ class Bundle:
         for name in FAMILIES[manifest.family]:
             if name not in manifest.graphs:
                 raise _bad(f"{path}: expected the graph {name!r}, found only {', '.join(manifest.graphs) or 'none'}.")
-        for name in FILES:
+        for name in (EMBEDDINGS, *FILES) if "language_model" in manifest.graphs else FILES:
             if name not in manifest.files:
                 raise _bad(f"{path}: expected a digest of {name}, found only {', '.join(manifest.files) or 'none'}.")
         if len(manifest.tokens.segments) != manifest.codebook.levels * manifest.codebook.tokens_per_level:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_perception.bundle import Bundle
+from pixel_perception.bundle import Bundle, Manifest
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime import families
 from pixel_perception.runtime.backends import open_backend
@@ -18,7 +18,7 @@ from pixel_perception.runtime.instances import find, region_at
 from pixel_perception.runtime.language import Answer, Cancel, Group, Prompt
 from pixel_perception.runtime.meanwhile import Meanwhile
 from pixel_perception.runtime.session import Backend, Past
-from pixel_perception.runtime.text import words
+from pixel_perception.runtime.text import normalised, words
 from pixel_perception.runtime.vision import Encoded
 from pixel_perception.tracking import assign
 from pixel_perception.types import (
@@ -75,8 +75,8 @@ class Perception:
         sizes = sum(bundle.graph(name).stat().st_size for name in bundle.manifest.graphs)
         sizes += sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
         self._info = ModelInfo(bundle.manifest.name, bundle.manifest.version, bundle.manifest.licence, bundle.digest, str(bundle.folder),
-                               bundle.manifest.tasks, backend.name, backend.threads, bundle.manifest.graphs["language_model"].precision,
-                               sizes, bundle.manifest.accepted_drift)  # fmt: skip
+                               bundle.manifest.tasks, backend.name, backend.threads, _precision(bundle.manifest), sizes,
+                               bundle.manifest.accepted_drift)  # fmt: skip
 
     @property
     def info(self) -> ModelInfo:
@@ -150,7 +150,8 @@ class Perception:
         return query
 
     def follow(self, frame: np.ndarray | Encoded, standing: Standing) -> Result:
-        """Find the targets of a standing instruction in another frame, without language.
+        """Find the targets of a standing instruction in another frame: without language, unless the model must read the
+        instruction again to find them (PixelLLM).
 
         The result's `standing` remembers where they are now: hand it to the next call and track ids stay with their objects.
         Raises PerceptionError INVALID_IMAGE, or INVALID_QUERY for a standing instruction of another bundle.
@@ -160,7 +161,23 @@ class Perception:
             raise PerceptionError("INVALID_QUERY", f"standing: expected an instruction understood by bundle {self._digest[:12]}, "
                                                    f"found one of {standing.digest[:12] or 'none'}.")
         encoded = frame if isinstance(frame, Encoded) else self.encode(frame)
-        pixels = time.perf_counter()
+        pixels, language = time.perf_counter(), 0.0
+        if standing.queries is None:
+            query = Query(standing.text, Task.SEGMENT, score_threshold=standing.threshold, max_instances=standing.max_instances)
+            again = self.ask(encoded, query)
+            targets, instances, language = again.targets, again.instances, again.timings.prefix + again.timings.language
+        else:
+            targets, instances = self._seen(encoded, standing)
+        named, tracks, free = assign(instances, standing.tracks, standing.next_id)
+        now = time.perf_counter()
+        timings = Timings(encode=0.0 if encoded is frame else encoded.seconds, language=language, pixels=now - pixels - language,
+                          first_mask=now - started if named else 0.0, total=now - started)  # fmt: skip
+        following = replace(standing, targets=tuple(targets), tracks=tracks, next_id=free)
+        return Result(standing.query_id, encoded.image_size, standing.text, tuple(targets), named, (), (), following, "followed",
+                      timings, self.info.name, self._digest)  # fmt: skip
+
+    def _seen(self, encoded: Encoded, standing: Standing) -> tuple[list[Target], list[Instance]]:
+        """What the queries of a standing instruction find in a frame."""
         logits, presence = self.vision.decode(encoded, standing.queries)
         targets, instances = [], []
         for i, target in enumerate(standing.targets):
@@ -169,13 +186,7 @@ class Perception:
                                  self._manifest.thresholds.mask, room)  # fmt: skip
             targets.append(target)
             instances += found
-        named, tracks, free = assign(instances, standing.tracks, standing.next_id)
-        now = time.perf_counter()
-        timings = Timings(encode=0.0 if encoded is frame else encoded.seconds, pixels=now - pixels,
-                          first_mask=now - started if named else 0.0, total=now - started)  # fmt: skip
-        following = replace(standing, targets=tuple(targets), tracks=tracks, next_id=free)
-        return Result(standing.query_id, encoded.image_size, standing.text, tuple(targets), named, (), (), following, "followed",
-                      timings, self.info.name, self._digest)  # fmt: skip
+        return targets, instances
 
     def prefix(self, encoded: Encoded) -> Past:
         """The frame as the language model has read it: made once per frame, shared by its questions."""
@@ -196,6 +207,7 @@ class _Run:
         self.instruction = {
             Task.CAPTION_REGION: None, Task.CAPTION_DENSE: None, Task.NARRATE: self.templates.narrate, Task.ANSWER: query.text,
         }.get(query.task, self.templates.segment.replace("{}", query.text))  # fmt: skip
+        self.told = normalised(query.text) if query.task in (Task.SEGMENT, Task.REFER) else ""
         self.answer = Answer()
         self.targets: list[Target] = []
         self.instances: list[Instance] = []
@@ -231,9 +243,10 @@ class _Run:
         queries = self.vision.fuse(group.states[None])
         logits, presence = self.vision.decode(self.encoded, queries)
         target = Target(group.label, group.quantity, group.score, False, group.span)
-        limit = self.query.max_instances
+        limit, boxes = self.query.max_instances, self.vision.boxes(self.encoded, queries)
+        box = None if boxes is None else tuple(map(float, self.encoded.letterbox.to_source(boxes[0])))
         target, found = find(self.vision, self.encoded, target, len(self.targets), logits[0], _score(target, presence, 0), self.least,
-                             self.thresholds.mask, limit - len(self.instances) if limit else None)  # fmt: skip
+                             self.thresholds.mask, limit - len(self.instances) if limit else None, box)  # fmt: skip
         self.targets.append(target)
         self.queries.append(queries)
         for instance in found:
@@ -287,7 +300,7 @@ class _Run:
         """Put the words of an answer, which starts at byte `begin` of the text, into the image."""
         if not answer.states:
             return
-        places = self.vision.places(np.stack(answer.states))
+        places = self.vision.places(self.encoded, np.stack(answer.states))
         if places is None:
             return
         points = self.encoded.letterbox.to_source(places)
@@ -305,8 +318,14 @@ class _Run:
         if not self.queries:
             return None
         _, tracks, free = assign(self.instances, (), 1)
-        return Standing(self.query.id, self.text, tuple(self.targets), np.concatenate(self.queries), self.least,
-                        self.query.max_instances, tracks, free, self.perception.info.digest)  # fmt: skip
+        queries = np.concatenate(self.queries) if self.vision.lasting else None
+        return Standing(self.query.id, self.text, tuple(self.targets), queries, self.least, self.query.max_instances, tracks, free,
+                        self.perception.info.digest)
+
+
+def _precision(manifest: Manifest) -> str:
+    """Of the graphs of the language model."""
+    return ", ".join(sorted({graph.precision for name, graph in manifest.graphs.items() if name.startswith("language")}))
 
 
 def _score(target: Target, presence: np.ndarray | None, index: int) -> float:
@@ -319,7 +338,7 @@ def _converse(runs: list[_Run], cancel: Cancel | None) -> None:
     for i in range(0, len(runs), TOGETHER):
         some = runs[i : i + TOGETHER]
         prefix, spent = some[0].prefix(), time.perf_counter()
-        prompts = [Prompt(run.instruction, None, run.query.max_new_tokens) for run in some]
+        prompts = [Prompt(run.instruction, None, run.query.max_new_tokens, run.query.text, run.told) for run in some]
         for index, event in some[0].language.converse(prefix, prompts, [run.answer for run in some], cancel):
             some[index].take(event)
         spent = time.perf_counter() - spent - sum(run.timings["pixels"] for run in some)

@@ -224,8 +224,8 @@ class Standing:
     query_id: str
     text: str
     targets: tuple[Target, ...]
-    queries: np.ndarray
-    """(T, 2, 128) float32, one pair of queries per target."""
+    queries: np.ndarray | None
+    """(T, ...) float32, what the pixel decoder takes for each target; None where the model must read the text again for each frame."""
     threshold: float
     max_instances: int
     tracks: tuple[Track, ...] = ()

@@ -102,7 +102,7 @@ class CompactVision(Vision):
 
         return encoded.once("object_masks", make)
 
-    def places(self, states: np.ndarray) -> np.ndarray:
+    def places(self, encoded: Encoded, states: np.ndarray) -> np.ndarray:
         """Two normalised points x0, y0, x1, y1 (N, 4) for each hidden state (N, hidden)."""
         return self._graphs["location_head"].run({"hidden_states": np.ascontiguousarray(states, np.float32)})["points"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pixel_perception.bundle import Bundle
 from pixel_perception.runtime.compact import CompactLanguage, CompactVision
-from pixel_perception.runtime.language import Language
+from pixel_perception.runtime.language import Speaker
+from pixel_perception.runtime.pixelllm import PixelLLMVision
+from pixel_perception.runtime.sequence import SequenceLanguage
 from pixel_perception.runtime.session import Backend
 from pixel_perception.runtime.vision import Vision
 
-SIDES: dict[str, tuple[type[Vision], type[Language]]] = {
+SIDES: dict[str, tuple[type[Vision], type[Speaker]]] = {
     "compact": (CompactVision, CompactLanguage),
+    "pixelllm": (PixelLLMVision, SequenceLanguage),
 }
 
 
-def load(bundle: Bundle, backend: Backend) -> tuple[Vision, Language]:
+def load(bundle: Bundle, backend: Backend) -> tuple[Vision, Speaker]:
     """Both sides of a verified bundle, every graph loaded. Raises PerceptionError INVALID_BUNDLE."""
     vision, language = SIDES[bundle.manifest.family]
     return vision(bundle, backend), language(bundle, backend)

@@ -10,29 +10,36 @@ import numpy as np
 from pixel_perception import masks
 from pixel_perception.boxes import box_of_mask
 from pixel_perception.runtime.vision import Encoded, Vision
-from pixel_perception.types import Instance, Target
+from pixel_perception.types import Box, Instance, Mask, Target
 
 
 def find(vision: Vision, encoded: Encoded, target: Target, index: int, logits: np.ndarray, score: float, least: float,
-         threshold: float, room: int | None) -> tuple[Target, list[Instance]]:
+         threshold: float, room: int | None, box: Box | None = None) -> tuple[Target, list[Instance]]:
     """What is there of one target, given its mask logits (rows, columns) and score.
 
     A target is absent below score `least`, or where no logit is above `threshold`. Its instances (`Vision.split`) come from left
     to right; of a model that shows one thing in a mask, only its main part is kept. `room` limits the instances (None: no
-    limit): the best masks stay. Track ids are left 0.
+    limit): the best masks stay. `box` is the one thing's own, in source pixels, where the model tells it: it is there also where
+    the mask is empty. Track ids are left 0.
     """
     parts = vision.split(encoded, target.quantity, logits, threshold) if score >= least else []
     found = []
     for part in parts:
         mask = masks.from_logits(part, encoded.letterbox, threshold)
-        if mask is None:
+        if mask is None and box is None:
             continue
-        mask = masks.main_part(mask) if vision.one_piece else mask
-        found.append(Instance(target.label, score, box_of_mask(mask), mask, masks.confidence(part, threshold), target.span, index, 0))
+        confidence = 0.0 if mask is None else masks.confidence(part, threshold)
+        mask = _nothing(box) if mask is None else masks.main_part(mask) if vision.one_piece else mask
+        found.append(Instance(target.label, score, box or box_of_mask(mask), mask, confidence, target.span, index, 0))
     target = replace(target, score=score, present=bool(found))
     if room is not None:
         found = sorted(found, key=lambda i: -i.mask_score)[:room]
     return target, sorted(found, key=_centre)
+
+
+def _nothing(box: Box) -> Mask:
+    """The mask that covers no pixel, at a box."""
+    return Mask((int(box[0]), int(box[1]), 0, 0), np.zeros((0, 0), bool))
 
 
 def _centre(instance: Instance) -> float:

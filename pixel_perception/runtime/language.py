@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class Prompt:
     """(3, hidden) float32: visual tokens of the box that is to be captioned. A caption has no groups: one ends it."""
     most: int
     """How many tokens may be fed."""
+    about: str = ""
+    """The user's own words in it."""
+    told: str = ""
+    """An expression that is to be found, for a model that says such words again to place them."""
 
 
 @dataclass(eq=False)
@@ -80,8 +84,19 @@ class Choice:
     """(hidden,): the state that it was chosen from."""
 
 
+class Speaker(Protocol):
+    """What answers about an image in words: a `Language`, or an encoder with a decoder (sequence.py)."""
+
+    def prefix(self, visual: np.ndarray, valid: np.ndarray | None = None) -> Any:
+        """What is read of an image before all questions about it; see `Language.prefix`."""
+
+    def converse(self, prefix: Any, prompts: Sequence[Prompt], answers: Sequence[Answer],
+                 cancel: Cancel | None = None) -> Iterator[tuple[int, str | Group]]:
+        """See `Language.converse`."""
+
+
 class Language(ABC):
-    """A bundle's language model. Its methods may be called from several threads at once.
+    """A bundle's language model that is a decoder alone. Its methods may be called from several threads at once.
 
     Each family of models has its own: how a prompt is laid out, which tokens may follow, and what a codebook run says.
     """

@@ -22,19 +22,24 @@ def normalised(question: str) -> str:
     return " ".join(question.lower().split()).rstrip(".!? ")
 
 
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A bundle's tokenizer, for which what looks like a control token in a user's text is just text. Raises PerceptionError
+    INVALID_BUNDLE naming the file."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a tokenizer of the tokenizers library, found: {error}") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 class Vocabulary:
     """The bundle's tokenizer and embedding table."""
 
     def __init__(self, bundle: Bundle, spell: Callable[[str], bytes]) -> None:
         """`spell`: the bytes of a token's name, `byte_level` or `sentencepiece`. Raises PerceptionError INVALID_BUNDLE naming the
         file that is not as expected."""
-        path = bundle.file("tokenizer.json")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a tokenizer of the tokenizers library, found: {error}") from error
-        # What looks like a control token in a user's text is just text.
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = open_tokenizer(bundle.file("tokenizer.json"))
         self._special = set(self._tokenizer.get_added_tokens_decoder())
         self._spell = spell
         (self.embeddings,) = _tensors(bundle.file("language.safetensors"), "embeddings")

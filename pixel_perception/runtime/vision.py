@@ -53,6 +53,8 @@ class Vision(ABC):
     """Inputs and outputs of each graph."""
     one_piece: bool
     """Whether a mask shows one thing, so that small parts far from it are noise."""
+    lasting: bool = True
+    """Whether a target's queries find it in other frames than the one that they were made for."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """Raises PerceptionError INVALID_BUNDLE naming the file that is not as expected."""
@@ -101,6 +103,10 @@ class Vision(ABC):
         """The logits of each instance that a target's mask logits (rows, columns) show."""
         return [logits]
 
-    def places(self, states: np.ndarray) -> np.ndarray | None:
+    def boxes(self, encoded: Encoded, queries: np.ndarray) -> np.ndarray | None:
+        """Normalised boxes (T, 4) of the targets of queries, where the model tells them apart from masks."""
+        return None
+
+    def places(self, encoded: Encoded, states: np.ndarray) -> np.ndarray | None:
         """Two normalised points x0, y0, x1, y1 (N, 4) for each hidden state (N, hidden); None where the model has no such head."""
         return None
