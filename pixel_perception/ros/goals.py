@@ -34,10 +34,11 @@ RESULT_KEPT = 10
 
 
 class Goal:
-    """One accepted goal: its feedback, and the times that the result reports."""
+    """One accepted goal: its token, its feedback, and the times that the result reports."""
 
     def __init__(self, handle: ServerGoalHandle) -> None:
         self.accepted = time.monotonic()
+        self.token = Token()
         self.first_mask = 0.0
         self._handle = handle
         self._state = Perceive.Feedback.WAITING_FOR_IMAGE
@@ -87,49 +88,52 @@ class PerceiveServer:
         """`workers` gives None while the node is not active, and `why_not` the error to answer with then."""
         self._node, self._workers, self._settings = node, workers, settings
         self._choose_camera, self._why_not = choose_camera, why_not
-        self._tokens: dict[bytes, Token] = {}
+        self._goals: dict[bytes, Goal] = {}
+        """From acceptance to result: a cancel may come in before the executor begins with the goal."""
         self._count = 0
         self._server = ActionServer(
             node, Perceive, "~/perceive", self._execute,
-            goal_callback=lambda _: GoalResponse.ACCEPT, cancel_callback=self._on_cancel, result_timeout=RESULT_KEPT,
+            goal_callback=lambda _: GoalResponse.ACCEPT, handle_accepted_callback=self._on_accepted,
+            cancel_callback=self._on_cancel, result_timeout=RESULT_KEPT,
         )  # fmt: skip
 
     def destroy(self) -> None:
         """Give the action server back."""
         self._server.destroy()
 
+    def _on_accepted(self, handle: ServerGoalHandle) -> None:
+        self._goals[bytes(handle.goal_id.uuid)] = Goal(handle)
+        handle.execute()
+
     def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
-        token = self._tokens.get(bytes(handle.goal_id.uuid))
-        if token is None:
+        goal = self._goals.get(bytes(handle.goal_id.uuid))
+        if goal is None:
             return CancelResponse.REJECT
-        token.cancel("cancelled")
+        goal.token.cancel("cancelled")
         workers = self._workers()
         if workers is not None:
             workers.wake()
         return CancelResponse.ACCEPT
 
     async def _execute(self, handle: ServerGoalHandle) -> Perceive.Result:
-        goal, uuid = Goal(handle), bytes(handle.goal_id.uuid)
+        uuid = bytes(handle.goal_id.uuid)
+        goal, answered, executor = self._goals[uuid], Future(), self._node.executor
         try:
             job = self._job(handle.request, goal)
             workers = self._workers()
             if workers is None:
                 raise self._why_not()
+            # From the worker's thread into the executor's; a task also wakes an executor that waits.
+            job.on_done = lambda *answer: executor.create_task(answered.set_result, answer)
+            goal.waiting()
+            workers.submit(job)
+            answer, message = await answered
         except PerceptionError as error:
             result = Perceive.Result(finish_reason="error")
             result.perception.query_id = handle.request.query.id
             return self._finish(handle, goal, result, error)
-        answered = Future()
-        executor = self._node.executor
-        # From the worker's thread into the executor's; a task also wakes an executor that waits.
-        job.on_done = lambda *answer: executor.create_task(answered.set_result, answer)
-        self._tokens[uuid] = job.token
-        try:
-            goal.waiting()
-            workers.submit(job)
-            answer, message = await answered
         finally:
-            del self._tokens[uuid]
+            del self._goals[uuid]
         return self._finish(handle, goal, self._result(goal, answer, message), answer.error)
 
     def _job(self, request: Perceive.Goal, goal: Goal) -> Job:
@@ -141,11 +145,12 @@ class PerceiveServer:
         if timeout < 0 or request.not_before.sec < 0:
             raise PerceptionError("INVALID_QUERY", f"timeout and not_before: expected 0 or more, found {timeout:g} s "
                                                    f"and {request.not_before.sec} s.")  # fmt: skip
+        goal.token.deadline = goal.accepted + timeout
         given = request.image if request.image.width or request.image.height or request.image.encoding else None
         request.image = Image()  # rclpy keeps requests as long as results
         return Job(
             query, request.camera if given is not None else self._choose_camera(request.camera),
-            Token(goal.accepted + timeout), given, stamp_ns(request.not_before), request.target_frame, goal.accepted,
+            goal.token, given, stamp_ns(request.not_before), request.target_frame, goal.accepted,
             on_start=goal.started, on_partial=goal.partial,
         )  # fmt: skip
 

@@ -76,6 +76,26 @@ class CameraInput:
         """How many publish on the image topic."""
         return self._node.count_publishers(self.topic)
 
+    def frame_for(self, not_before_ns: int, max_age: float) -> Frame | None:
+        """The newest frame, where it is stamped then or later, or without `not_before_ns` arrived in the last `max_age` seconds."""
+        newest = self.mailbox.newest()
+        if newest is None:
+            return None
+        frame = newest[1]
+        if not_before_ns:
+            return frame if frame.stamp_ns >= not_before_ns else None
+        return frame if time.monotonic() - frame.arrived <= max_age else None
+
+    def no_frame(self, not_before_ns: int, waited: float) -> PerceptionError:
+        """The error of somebody who has waited so many seconds for `frame_for`."""
+        expected = f"an image on {self.topic} within {waited:.1f} s"
+        if not_before_ns:
+            expected += f", stamped {not_before_ns * 1e-9:.3f} or later (not_before)"
+        newest = self.mailbox.newest()
+        found = "none" if newest is None else f"the newest stamped {newest[1].stamp_ns * 1e-9:.3f}, " \
+                                               f"{time.monotonic() - newest[1].arrived:.1f} s ago"  # fmt: skip
+        return PerceptionError("NO_IMAGE", f"camera: expected {expected}, found {found} ({self.publishers} publishers).")
+
     def depth_at(self, frame: Frame, tolerance: float) -> tuple[np.ndarray, Intrinsics]:
         """Depth (H, W) float32 in metres and Intrinsics that belong to a frame.
 

@@ -16,24 +16,18 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.task import Future
-from std_msgs.msg import String
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.msg import Query as QueryMsg
 from pixel_perception.perception import Perception
 from pixel_perception.ros import messages, model_info, parameters
 from pixel_perception.ros.answerer import Answerer
-from pixel_perception.ros.answers import Answer, Job, Token
 from pixel_perception.ros.diagnostics import Diagnostics
 from pixel_perception.ros.goals import PerceiveServer
 from pixel_perception.ros.inputs import CameraInput
+from pixel_perception.ros.instructions import Instructions
 from pixel_perception.ros.outputs import Outputs
-from pixel_perception.ros.standing import StandingQuery
 from pixel_perception.ros.workers import Workers
-from pixel_perception.srv import GetModelInfo, SetQuery
+from pixel_perception.srv import GetModelInfo
 from pixel_perception.types import Query
 
 SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
@@ -73,14 +67,11 @@ class PerceptionNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._workers: Workers | None = None
         self._active_since = 0.0
-        self._count = 0
         self.add_on_set_parameters_callback(self._on_set_parameters)
         if hasattr(self, "add_post_set_parameters_callback"):  # Iron and later
             self.add_post_set_parameters_callback(self._apply)
-        for kind, topic, callback in ((String, "instruction", self._on_instruction), (QueryMsg, "query", self._on_query)):
-            self.create_subscription(kind, topic, callback, QoSProfile(depth=10),
-                                     qos_overriding_options=QoSOverridingOptions.with_default_policies())  # fmt: skip
-        self.create_service(SetQuery, "~/set_query", self._on_set_query)
+        self._instructions = Instructions(self, lambda: self._workers, lambda: self.settings, self._choose_cameras, self._why_not,
+                                          lambda answer: self._outputs.publish(answer))  # fmt: skip
         self.create_service(GetModelInfo, "~/get_model_info", self._on_get_model_info)
         self._goals = PerceiveServer(self, lambda: self._workers, lambda: self.settings, self._choose_camera, self._why_not)
         self._diagnostics = Diagnostics(self)
@@ -121,8 +112,7 @@ class PerceptionNode(LifecycleNode):
                                 self.get_logger())  # fmt: skip
         self._workers.start()
         self._active_since, self._phase = time.monotonic(), "active"
-        if self.settings.instruction:
-            self._stand(QueryMsg(text=self.settings.instruction), "instruction")
+        self._instructions.begin()
         return result
 
     @reported
@@ -179,68 +169,13 @@ class PerceptionNode(LifecycleNode):
 
     def _apply(self, changes: Sequence[Parameter]) -> None:
         self.settings = parameters.updated(self.settings, changes)
-        if self._workers is None:
-            return
         for change in changes:
-            if change.name == "instruction" and change.value:
-                self._stand(QueryMsg(text=change.value), "instruction")
-            elif change.name == "instruction":
-                self._workers.clear()
-        self._workers.wake()
+            if change.name == "instruction":
+                self._instructions.parameter_changed(change.value)
+        if self._workers is not None:
+            self._workers.wake()
 
-    # Standing queries: a topic with text, a topic with a query, a service
-
-    def _on_instruction(self, msg: String) -> None:
-        self._stand(QueryMsg(text=msg.data), "instruction")
-
-    def _on_query(self, msg: QueryMsg) -> None:
-        self._stand(msg, "query")
-
-    def _stand(self, msg: QueryMsg, kind: str) -> None:
-        self._count += 1
-        try:
-            standing = self._standing(msg, f"{kind}-{self._count}", "", Token())
-        except PerceptionError as error:
-            answer = Answer("", msg.id or f"{kind}-{self._count}", error=error)
-            if self._outputs is None or self._workers is None:
-                self.get_logger().warning(f"{kind}: {error}")
-            else:
-                self._outputs.publish(answer)
-            return
-        self._workers.stand(standing)
-
-    def _standing(self, msg: QueryMsg, new_id: str, camera: str, token: Token) -> StandingQuery:
-        if self._workers is None:
-            raise self._why_not()
-        settings = self.settings
-        if msg.max_instances == 0:
-            msg.max_instances = settings.max_instances
-        query = messages.query_from_msg(msg, new_id, settings.max_new_tokens, settings.score_threshold)
-        cameras = (self._choose_camera(camera),) if camera else tuple(self._cameras)
-        return StandingQuery(Job(query, cameras[0], token), cameras, anonymous=not msg.id)
-
-    async def _on_set_query(self, request: SetQuery.Request, response: SetQuery.Response) -> SetQuery.Response:
-        self._count += 1
-        try:
-            if request.clear and self._workers is not None:
-                self._workers.clear()
-                response.success = True
-                return response
-            token = Token(time.monotonic() + self.settings.goal_timeout)
-            standing = self._standing(request.query, f"query-{self._count}", request.camera, token)
-        except PerceptionError as error:
-            response.error_code, response.error_msg = messages.error_code(error), error.message
-            return response
-        standing.answers_once = True
-        answered, executor = Future(), self.executor
-        standing.job.on_done = lambda answer, _: executor.create_task(answered.set_result, answer)
-        self._workers.stand(standing)
-        answer = await answered
-        error = answer.error
-        response.query_id = answer.query_id
-        response.success = error is None or error.code == "NOTHING_FOUND"
-        response.error_code, response.error_msg = messages.error_code(error), error.message if error else ""
-        return response
+    # Everything else
 
     def _choose_camera(self, name: str) -> str:
         if name in self._cameras:
@@ -252,7 +187,8 @@ class PerceptionNode(LifecycleNode):
         known = ", ".join(repr(camera) for camera in self._cameras)
         raise PerceptionError("INVALID_QUERY", f"camera: expected one of {known}, found {name!r}.")
 
-    # Everything else
+    def _choose_cameras(self, name: str) -> tuple[str, ...]:
+        return (self._choose_camera(name),) if name else tuple(self._cameras)
 
     def _why_not(self) -> PerceptionError:
         if self._error is not None and self._phase == "unconfigured":

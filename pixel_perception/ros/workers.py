@@ -15,7 +15,6 @@ from functools import partial
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from pixel_perception.errors import PerceptionError
 from pixel_perception.ros.answerer import LOG_EVERY, Answerer
 from pixel_perception.ros.answers import Answer, Frame, Job, Token
 from pixel_perception.ros.inputs import CameraInput
@@ -251,13 +250,7 @@ class Workers:
         """A frame that may answer the job, or None when it must wait for one."""
         if job.image is not None:
             return Frame(job.image, "image", job.camera, job.accepted)
-        newest = self._cameras[job.camera].mailbox.newest()
-        if newest is None:
-            return None
-        frame = newest[1]
-        if job.not_before_ns:
-            return frame if frame.stamp_ns >= job.not_before_ns else None
-        return frame if time.monotonic() - frame.arrived <= self._settings().max_image_age else None
+        return self._cameras[job.camera].frame_for(job.not_before_ns, self._settings().max_image_age)
 
     def _ask(self, job: Job, frame: Frame, token: Token) -> Answer:
         self.busy = job.query.id
@@ -270,21 +263,9 @@ class Workers:
         """Answer a job that never met a frame."""
         error = job.token.error()
         if error.code == "TIMEOUT" and self._frame_for(job) is None:
-            error = self._no_image(job)
+            error = self._cameras[job.camera].no_frame(job.not_before_ns, time.monotonic() - job.accepted)
         answer = Answer(job.camera, job.query.id, error=error, finish_reason=job.token.reason)
         job.on_done(*self._publish(answer))
-
-    def _no_image(self, job: Job) -> PerceptionError:
-        camera = self._cameras[job.camera]
-        waited = time.monotonic() - job.accepted
-        expected = f"an image on {camera.topic} within {waited:.1f} s"
-        if job.not_before_ns:
-            expected += f", stamped {job.not_before_ns * 1e-9:.3f} or later (not_before)"
-        newest = camera.mailbox.newest()
-        found = "none" if newest is None else f"the newest stamped {newest[1].stamp_ns * 1e-9:.3f}, " \
-                                               f"{time.monotonic() - newest[1].arrived:.1f} s ago"  # fmt: skip
-        return PerceptionError("NO_IMAGE", f"camera: expected {expected}, found {found} "
-                                           f"({camera.publishers} publishers).")  # fmt: skip
 
     # Pixels: the newest frame of each camera, while a standing query has targets.
 

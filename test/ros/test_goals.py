@@ -6,7 +6,13 @@ import time
 
 import numpy as np
 import pytest
+from action_msgs.msg import GoalStatus
+from action_msgs.srv import CancelGoal
 from geometry_msgs.msg import Point
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -14,8 +20,11 @@ from pixel_perception.action import Perceive
 from pixel_perception.msg import GroundedBox, Query
 from pixel_perception.ros.conversions import fill, rgb_to_image
 from pixel_perception.ros.messages import mask_from_msg
+from pixel_perception.ros.node import PerceptionNode
 from pixel_perception.srv import GetModelInfo
 
+TIMEOUT = 240.0
+"""Seconds for things that take a fraction of one, on a machine that may be busy."""
 ENDLESS = {"text": "mugs forever", "max_new_tokens": 900}
 
 
@@ -116,6 +125,35 @@ def test_cancel_of_a_goal_that_waits_for_its_image(running):
     goal.wait()
     assert goal.status == "canceled" and time.monotonic() - started < 5
     assert [f.state for f in goal.feedback] == [Perceive.Feedback.WAITING_FOR_IMAGE]
+
+
+def test_a_cancel_that_arrives_together_with_its_goal(tiny_bundle, client):
+    """As from one who cancels all goals: both are there when the server's executor, in this process, looks for the first time."""
+    values = {"bundle": str(tiny_bundle), "threads": 1, "goal_timeout": TIMEOUT}
+    node = PerceptionNode(context=client.context, namespace="here", parameter_overrides=[Parameter(k, value=v) for k, v in values.items()])
+    executor = SingleThreadedExecutor(context=client.context)
+    executor.add_node(node)
+
+    def done(*futures):
+        executor.spin_once(timeout_sec=0.01)
+        return all(future.done() for future in futures)
+
+    try:
+        assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        goals = ActionClient(client.node, Perceive, "here/perception/perceive")
+        cancels = client.node.create_client(CancelGoal, "here/perception/perceive/_action/cancel_goal")
+        client.spin_until(lambda: goals.server_is_ready() and cancels.service_is_ready())
+        accepted, cancelled = goals.send_goal_async(Perceive.Goal(query=Query(text="the mug"))), cancels.call_async(CancelGoal.Request())
+        client.spin(0.5)
+        client.spin_until(lambda: done(accepted, cancelled))
+        assert len(cancelled.result().goals_canceling) == 1
+        result = accepted.result().get_result_async()
+        client.spin_until(lambda: done(result))
+        assert result.result().status == GoalStatus.STATUS_CANCELED
+        assert result.result().result.error_code == Perceive.Goal.CANCELLED
+    finally:
+        node.close()
+        executor.shutdown()
 
 
 def test_a_newer_goal_preempts(running):

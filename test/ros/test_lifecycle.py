@@ -17,10 +17,10 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
 from pixel_perception.action import Perceive
-from pixel_perception.msg import Perception
+from pixel_perception.msg import Perception, Query
 from pixel_perception.ros.conversions import image_to_rgb
 from pixel_perception.ros.depth import depth_in_metres
-from pixel_perception.srv import GetModelInfo
+from pixel_perception.srv import GetModelInfo, SetQuery
 
 TIMEOUT = 240.0
 """Seconds for a process to end, on a machine that may be busy."""
@@ -68,6 +68,33 @@ def test_a_whole_life(tiny_bundle, launch, client):
 
     assert client.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN) and client.state() == "finalized"
     assert node.stop() == 0
+
+
+def test_what_was_said_last_before_activation_stands_from_then_on(tiny_bundle, launch, client):
+    node = launch(bundle=tiny_bundle, threads=1, instruction="the unicorn")
+    client.connect()
+    for said in ("the mug", "the banana"):
+        client.instruction.publish(String(data=said))
+        client.spin_until(lambda said=said: f"instruction: '{said}' is kept until activation" in node.output)
+    client.start()
+    first = client.spin_until(lambda: client.perceptions)[0]
+    assert (first.query_id, first.text) == ("instruction-1", "yellow banana")
+    assert "instruction: 'the banana', said before activation, stands from now on." in node.output
+    assert client.change(Transition.TRANSITION_DEACTIVATE)
+    client.query.publish(Query(id="mine", text="the mug"))
+    client.spin_until(lambda: "query: 'the mug' is kept" in node.output)
+    assert client.call(SetQuery, "set_query", SetQuery.Request(clear=True)).success  # forgets it: the parameter is left
+    client.perceptions.clear()
+    assert client.change(Transition.TRANSITION_ACTIVATE)
+    client.spin_until(lambda: any(p.error_code == Perceive.Goal.NOTHING_FOUND for p in client.perceptions))
+    assert all(p.query_id != "mine" for p in client.perceptions)
+    assert client.change(Transition.TRANSITION_DEACTIVATE)
+    client.instruction.publish(String(data="the mug and the banana"))
+    client.spin_until(lambda: "instruction: 'the mug and the banana' is kept" in node.output)
+    assert set_text(client, "instruction", "the mug").successful  # later than what was said
+    client.perceptions.clear()
+    assert client.change(Transition.TRANSITION_ACTIVATE)
+    assert client.spin_until(lambda: client.perceptions)[0].text == "red mug"
 
 
 def missing(folder):
