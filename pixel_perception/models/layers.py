@@ -22,17 +22,26 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x (B, T, dim), memory (B, S, dim), bias (B, T, S) added to the attention logits of every head -> (B, T, dim)."""
         y = self.norm_attention(x)
-        memory = y if memory is None else memory
-
-        def split(t: Tensor) -> Tensor:
-            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        bias = None if bias is None else bias[:, None]
-        attended = F.scaled_dot_product_attention(
-            split(self.query(y)), split(self.key(memory)), split(self.value(memory)), bias
-        )
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        attended = self._to_itself(y, bias) if memory is None else self._to_memory(y, memory, bias)
+        x = x + self.out(attended)
         return x + self.mlp(self.norm_mlp(x))
+
+    def _to_itself(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        query, key, value = (part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value, None if bias is None else bias[:, None])
+        return attended.transpose(1, 2).flatten(2)
+
+    def _to_memory(self, y: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+        """The same attention in the order that is cheap where few rows look at many: q . (K m) is (q K) . m, and the sum of
+        a (V m) is V (sum of a m), so that no key and no value of the memory is ever computed."""
+        size = y.shape[-1] // self.heads
+        own = torch.eye(self.heads, dtype=y.dtype, device=y.device).repeat_interleave(size, 1)[:, None]  # the channels of each head
+        query = (self.query(y)[:, None] * own).flatten(1, 2) * size**-0.5  # (B, heads * T, dim)
+        logits = (query @ self.key.weight) @ memory.transpose(1, 2) + (query @ self.key.bias)[..., None]
+        if bias is not None:
+            logits = logits + bias.repeat(1, self.heads, 1)
+        pooled = self.value(logits.softmax(-1) @ memory).unflatten(1, (self.heads, -1))
+        return (pooled * own).sum(1)
 
 
 def fourier(values: Tensor, frequencies: int) -> Tensor:

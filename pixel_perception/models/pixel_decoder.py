@@ -2,8 +2,8 @@
 
 Level 0 attends to the stride-16 map; its mask then steers the attention of level 1 on the stride-8 map (the paper's
 modulation of features by the mask before). The mask at stride 4 comes from a two-layer head whose weights the query
-generates and which also sees coordinates relative to the target. Keys and values depend on the image only, so any
-number of targets shares them.
+generates and which also sees coordinates relative to the target. Few queries look at many positions, so what they ask
+for is taken to the maps: neither keys nor values of a map are computed (`layers.AttentionBlock`).
 """
 
 from __future__ import annotations
