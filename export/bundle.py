@@ -34,7 +34,7 @@ from pixel_perception.bundle import (
     write_manifest,
 )
 from pixel_perception.errors import PerceptionError
-from pixel_perception.export import base_weights, language_graph, skeleton, tokenizer
+from pixel_perception.export import base_weights, eight_bit, language_graph, skeleton, tokenizer
 from pixel_perception.writing import replacing
 
 TRAINED = "trained.safetensors"
@@ -46,6 +46,8 @@ VISION = (
     "pixel_decoder",
     "location_head",
 )
+EIGHT_BIT = ("prompt_feature_extractor", "token_fusion", "pixel_decoder")
+"""Those that 8-bit products make faster; the image encoder is convolutions, and its few products win nothing."""
 ADDED, OUTPUT = "embeddings.added", "codebook_output"
 ROOM = 400 << 20
 """Bytes that assembling needs: a bundle, and some to spare."""
@@ -114,11 +116,12 @@ def write_parts(
     thresholds: Thresholds | None = None,
     vocabulary: dict | None = None,
     language_precision: str = "int8",
+    vision_precision: str = "fp32",
 ) -> Path:
     """Write what was trained of a `Compact` with its `language`, in one step; returns the folder.
 
-    The manifest is that of the bundle to be, with the graphs that are here; `provenance` gets the base weights, the LoRA
-    scale and the precision of the language model to be assembled. Needs torch; takes a minute or two. Nothing is
+    The manifest is that of the bundle to be, with the graphs that are here, in fp32; `provenance` gets the base weights, the
+    LoRA scale and the precisions of language and vision to be assembled. Needs torch; takes a minute or two. Nothing is
     compared: see `prove`.
     """
     from pixel_perception.export.vision import export_vision
@@ -135,6 +138,7 @@ def write_parts(
         },
         "lora_scale": language.lora_alpha / language.lora_rank,
         "language_precision": language_precision,
+        "vision_precision": vision_precision,
     }
     first = language.vocabulary
     with replacing(folder) as work:
@@ -195,12 +199,16 @@ def assemble(
     """Make a bundle of a parts folder and the published base weights; numpy and onnx only.
 
     `language_model` is the base's GGUF file, where it is already at hand; otherwise it is found or downloaded
-    (`base_weights.locate`). The language model gets the precision that the parts were exported for. A bundle at
+    (`base_weights.locate`). Language and vision get the precision that the parts were exported for. A bundle at
     `folder` that was made of the same parts by the same code is opened and kept.
     Raises PerceptionError INVALID_BUNDLE naming the file, what was expected and what was found.
     """
     manifest, tensors = _read_parts(parts)
     precision = manifest.provenance.get("language_precision")
+    vision = manifest.provenance.get("vision_precision", "fp32")
+    if vision not in eight_bit.PRECISIONS:
+        message = f"{Path(parts) / MANIFEST}: expected provenance.vision_precision {' or '.join(eight_bit.PRECISIONS)}, found {vision!r}."
+        raise PerceptionError("INVALID_BUNDLE", message)
     made_of = {"parts": file_digest(Path(parts) / MANIFEST), "code": _code_digest()}
     if kept := _kept(folder, made_of):
         return kept
@@ -219,7 +227,10 @@ def assemble(
     graphs = {"language_model": (language_graph.language_graph(base.shape, weights, precision), precision)}
     for name in VISION:
         bones = onnx.load(Path(parts) / manifest.graphs[name].file)
-        graphs[name] = (skeleton.fill(bones, tensors, name), manifest.graphs[name].precision)
+        graph = skeleton.fill(bones, tensors, name)
+        if vision == "int8" and name in EIGHT_BIT:
+            graph = eight_bit.to_eight_bit(graph)
+        graphs[name] = (graph, eight_bit.precision(graph))
     manifest = replace(
         manifest,
         provenance=manifest.provenance | {"assembled": made_of},
@@ -284,7 +295,7 @@ def _check_room(folder: Path) -> None:
 def _code_digest() -> str:
     """Changes whenever the code that assembles does, so that no bundle of an older version is kept."""
     digest = hashlib.sha256()
-    for module in (base_weights, language_graph, skeleton, tokenizer):
+    for module in (base_weights, eight_bit, language_graph, skeleton, tokenizer):
         digest.update(Path(module.__file__).read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 from pixel_perception.bundle import MANIFEST, Thresholds, file_digest
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
+from pixel_perception.export import eight_bit
 from pixel_perception.export.bundle import assemble, load_trained, prove, write_parts
 from pixel_perception.export.graph_folder import GraphFolder
 from pixel_perception.export.language_graph import PRECISIONS
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images and questions compared; fewer than 64 different ones prove nothing",
     )
     parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model")
+    parser.add_argument("--vision", choices=eight_bit.PRECISIONS, default="fp32",
+                        help="compact: matrix products of vision (not its convolutions); int8 is for CPUs, and compared like the rest")
     parser.add_argument(
         "--version", default="1", help="version written into the manifest"
     )
@@ -100,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.config != "compact":
+        if arguments.vision != "fp32":
+            parser.error(f"--vision {arguments.vision} is for the compact model; vision of {arguments.config} is fp32")
         return _paper(arguments)
     if arguments.images is None:
         parser.error("the following arguments are required: --images")
@@ -113,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with replacing(arguments.out) as work, tempfile.TemporaryDirectory() as scratch:
         parts = write_parts(
             model, Path(scratch) / "parts", provenance, version=arguments.version, thresholds=thresholds,
-            language_precision=arguments.language,
+            language_precision=arguments.language, vision_precision=arguments.vision,
         )  # fmt: skip
         figures = compare(model, assemble(parts, Path(scratch) / "bundle"), samples)
         print(json.dumps(figures))

@@ -12,14 +12,15 @@ from typing import BinaryIO
 import onnx
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.export.eight_bit import to_fp32
 from pixel_perception.export.fused_language import FusedLanguage, attribute
 from pixel_perception.export.half import to_half
 from pixel_perception.export.plain_graph import plain_graph
 
 
 def gpu_graph(path: Path, precision: str = "auto", beside: BinaryIO | None = None) -> onnx.ModelProto:
-    """The GPU form of a bundle's graph. Vision is fp16; `precision` is how language weights are stored: a key of
-    `plain_graph.WEIGHTS`, or "auto": int4 where the bundle has passed its gate with that, else fp16.
+    """The GPU form of a bundle's graph. Vision is fp16, also where its products are in 8 bits for the CPU; `precision` is how language
+    weights are stored: a key of `plain_graph.WEIGHTS`, or "auto": int4 where the bundle has passed its gate with that, else fp16.
 
     `beside`: an open file that takes the large weights one by one; memory then holds the largest of them and no more. Raises
     PerceptionError INVALID_BUNDLE naming the file.
@@ -27,7 +28,7 @@ def gpu_graph(path: Path, precision: str = "auto", beside: BinaryIO | None = Non
     model = load_graph(path)
     if is_language(model):
         return plain_graph((language := FusedLanguage(model, path)).shape, language, language_precision(model, precision), beside=beside)
-    return to_half(model, path, beside)
+    return to_half(to_fp32(model), path, beside)
 
 
 def write_gpu_graph(path: Path, precision: str, out: Path) -> Path:

@@ -57,7 +57,7 @@ class ModelInfo:
     backend: str
     threads: int
     precision: str
-    """Of the language model; vision is fp32."""
+    """Of the language model; the manifest says that of every graph."""
     memory: int
     """Bytes of weights held."""
     accepted_drift: str = ""

@@ -37,7 +37,7 @@ def write_small_parts(folder, sha256=SMOLLM2.sha256):
         onnx.save(bones, folder / f"{name}.onnx")
         graphs[name] = graph_spec(folder / f"{name}.onnx", bones, "fp32")
     save_file({name: t.astype(np.float16) for name, t in tensors.items()}, folder / TRAINED)
-    provenance = {"base": {"sha256": sha256}, "lora_scale": 2.0, "language_precision": "int8"}
+    provenance = {"base": {"sha256": sha256}, "lora_scale": 2.0, "language_precision": "int8", "vision_precision": "int8"}
     files = {TRAINED: file_digest(folder / TRAINED), PARITY: write_parity(folder, NOT_COMPARED)}
     write_manifest(folder, Manifest("compact", "7", "Apache-2.0", TASKS, graphs, files, provenance=provenance))
     prove(folder, PROOF, "mask_iou is 0.97. Accepted: a test")
@@ -77,6 +77,7 @@ def test_assembled_bundle(bundle, parts):
     spec = manifest.graphs["language_model"]
     assert spec.precision == "int8" and len(spec.inputs) == 4 + 2 * LAYERS
     assert {t.name: t.shape for t in spec.outputs}["logits"] == (1, "asked", 49152)
+    assert {name for name, graph in manifest.graphs.items() if graph.precision == "int8"} == {"language_model", "token_fusion"}
 
 
 def test_graphs_run_and_hold_only_fp32_weights(bundle):
@@ -141,6 +142,14 @@ def test_another_base_and_another_language_file(tmp_path, parts):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(PerceptionError, match="model.gguf: expected SHA-256"):
         assemble(parts, tmp_path / "out", tmp_path / "model.gguf")
+
+
+def test_an_unknown_precision_of_vision(copy, tmp_path):
+    manifest = Bundle.listed(copy).manifest
+    write_manifest(copy, replace(manifest, provenance=manifest.provenance | {"vision_precision": "int3"}))
+    with pytest.raises(PerceptionError, match="manifest.json: expected provenance.vision_precision fp32 or int8, found 'int3'"):
+        assemble(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path, parts):
