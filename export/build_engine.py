@@ -1,4 +1,5 @@
-"""One engine, built in a process of its own: `python -m pixel_perception.export.build_engine`, with a job on its input.
+"""One engine, or graph for ONNX Runtime's CUDA provider, built in a process of its own: `python -m
+pixel_perception.export.build_engine`, with a job on its input.
 
 The job is one line of JSON (see `pixel_perception.runtime.engines`); the output is lines of JSON, {"progress": 0..1} and
 at the end {"engine": bytes} or {"error": one sentence}. The process ends when its input is closed.
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pixel_perception.errors import PerceptionError
+from pixel_perception.export.cuda_graph import cuda_graph
 from pixel_perception.export.gpu_graph import write_gpu_graph
 from pixel_perception.runtime.engine_key import EngineKey, profiles_of
 from pixel_perception.runtime.engines import write_engine
@@ -50,6 +52,13 @@ def build(trt: ModuleType, graph: Path, key: EngineKey, timing: Path, say) -> me
         partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
         partial.replace(timing)
     return memoryview(engine)
+
+
+def _tensorrt(key: EngineKey, graph: Path, converted: Path, timing: Path, say) -> memoryview:
+    trt, version = find_tensorrt()
+    if version != key.runtime:
+        raise PerceptionError("INVALID_BUNDLE", f"TensorRT: expected {key.runtime}, found {version}.")
+    return build(trt, write_gpu_graph(graph, key.precision, converted), key, timing, say)
 
 
 def _parse(trt: ModuleType, network, logger, graph: Path, key: EngineKey) -> None:
@@ -144,12 +153,11 @@ def main() -> int:
 
     try:
         say(0.0)
-        trt, version = find_tensorrt()
-        if version != key.runtime:
-            raise PerceptionError("INVALID_BUNDLE", f"TensorRT: expected {key.runtime}, found {version}.")
         out = Path(job["out"])
-        graph = write_gpu_graph(Path(job["graph"]), key.precision, out.with_name("graph.onnx"))
-        engine = build(trt, graph, key, Path(job["timing"]), say)
+        if key.runtime.startswith("onnxruntime"):
+            engine = cuda_graph(Path(job["graph"])).SerializeToString()
+        else:
+            engine = _tensorrt(key, Path(job["graph"]), out.with_name("graph.onnx"), Path(job["timing"]), say)
         write_engine(out, job["key"], engine)
     except PerceptionError as error:
         print(json.dumps({"error": error.message}), flush=True)

@@ -95,6 +95,11 @@ class FusedLanguage(Mapping):
             raise ValueError(f"its rotary tables are not those of base {base:g}")
         return shape
 
+    def outputs(self, name: str) -> int:
+        """Rows of a matrix."""
+        rows = self._places[name][1]
+        return rows.stop - rows.start
+
     def _layers(self) -> int:
         return sum(bool(re.fullmatch(r"past_key_values\.\d+\.key", value.name)) for value in self.model.graph.input)
 

@@ -86,6 +86,7 @@ def available() -> list[Backend]:
     """The runtime's backends that this machine can run; TensorRT builds its engines before it answers."""
     from pixel_perception.runtime.cuda import cuda
     from pixel_perception.runtime.onnxruntime import OnnxRuntime
+    from pixel_perception.runtime.onnxruntime_cuda import OnnxRuntimeCuda
     from pixel_perception.runtime.tensorrt import TensorRt
 
     found = [OnnxRuntime()]
@@ -93,7 +94,7 @@ def available() -> list[Backend]:
         cuda()
     except PerceptionError:
         return found
-    for backend in (lambda: OnnxRuntime(provider="cuda"), TensorRt):
+    for backend in (OnnxRuntimeCuda, TensorRt):
         with suppress(PerceptionError):  # not installed, or built without CUDA
             found.append(backend())
     return found

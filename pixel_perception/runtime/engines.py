@@ -62,10 +62,12 @@ class EngineCache:
         return self.path(key).is_file()
 
     def agree(self, key: EngineKey, figures: Mapping[str, object]) -> None:
-        """Store how well the engine of a key agrees with another backend; without it an engine is compared again."""
+        """Store how well the engine of a key, or what else its backend made of its graph, agrees with another backend; without it
+        that is compared again."""
         path = self.path(key).with_suffix(".agreed.json")
         partial = path.with_suffix(f".{os.getpid()}")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(figures) + "\n")
             os.replace(partial, path)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime, on the CPU or with its CUDA provider."""
+"""Graphs on ONNX Runtime, on the CPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from pixel_perception.runtime.session import Step
 
 MOST_THREADS = 8
 """More do not make graphs of this size faster."""
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 GROWTH = 256
 """Positions by which a conversation's memory grows; there is always room for so many more when it is made."""
 _NEWER = re.compile(r"Opset (\d+) is under development.* till opset (\d+)")
@@ -28,22 +27,13 @@ _CACHE = ("past_key_values.", "present.")
 
 
 class OnnxRuntime:
-    """Backend: one thread pool per graph, which spins only while its graph runs."""
+    """Backend: the bundle's graphs as they are, on the CPU; one thread pool per graph, which spins only while its graph runs."""
 
-    def __init__(self, threads: int | None = None, provider: str = "cpu") -> None:
-        """`threads` per graph; None takes every core that this process may use, at most `MOST_THREADS`. `provider` is "cpu" or
-        "cuda". Raises PerceptionError INVALID_QUERY where the installed ONNX Runtime lacks it."""
-        if provider not in _PROVIDERS:
-            raise PerceptionError("INVALID_QUERY", f"provider: expected {' or '.join(_PROVIDERS)}, found {provider!r}.")
-        self.name = f"onnxruntime-{provider}"
-        self.threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
-        self._provider = _PROVIDERS[provider]
-        available = ort.get_available_providers()
-        if self._provider not in available:
-            raise PerceptionError("INVALID_QUERY", f"backend {self.name}: expected an ONNX Runtime with {self._provider}, found "
-                                  f"{ort.__version__} with {', '.join(available)}; install onnxruntime-gpu in place of onnxruntime.")
-        if provider == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # CUDA and cuDNN may come from wheels, where the loader does not look
+    name = "onnxruntime-cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads` per graph; None takes every core that this process may use, at most `MOST_THREADS`."""
+        self.threads = threads or default_threads()
 
     def session(self, path: Path) -> OnnxSession:
         """See `Backend.session`."""
@@ -51,30 +41,38 @@ class OnnxRuntime:
 
     def decoder(self, path: Path) -> OnnxDecoder:
         """See `Backend.decoder`."""
-        cpu = self._provider == _PROVIDERS["cpu"]
-        decoder = OnnxDecoder(self._open(path), path, "cpu" if cpu else "cuda")
-        if cpu and path.stat().st_size >= huge_pages.LEAST:
+        decoder = OnnxDecoder(self._open(path), path)
+        if path.stat().st_size >= huge_pages.LEAST:
             huge_pages.advise()
         return decoder
 
     def _open(self, path: Path) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        # Hundreds of short operators make one token: threads that spin from one to the next save a third of the time. They must
-        # not spin on when the graph is done: language, pixels and the rest of the robot share the cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # errors come as exceptions
-        try:
-            session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((self._provider, _PROVIDERS["cpu"]))))
-        except Exception as error:
-            raise PerceptionError("INVALID_BUNDLE", f"{path}: expected a graph that ONNX Runtime {ort.__version__} can run, "
-                                                    f"found: {_first_line(error)}") from error
-        if self._provider not in session.get_providers():  # it falls back in silence where a library or the device is missing
-            raise PerceptionError("INVALID_QUERY", f"backend {self.name}: expected a CUDA device and the CUDA and cuDNN libraries that "
-                                  f"ONNX Runtime {ort.__version__} was built for, found that {self._provider} does not start.")
-        return session
+        return open_session(path, path, ["CPUExecutionProvider"], self.threads)
+
+
+def default_threads() -> int:
+    """Every core that this process may use, at most `MOST_THREADS`."""
+    return min(MOST_THREADS, len(os.sched_getaffinity(0)))
+
+
+def open_session(graph: Path | bytes, where: Path, providers: Sequence, threads: int,
+                 entries: Mapping[str, str] | None = None) -> ort.InferenceSession:  # fmt: skip
+    """Load a graph; `entries` are further ones of the session's configuration. Raises PerceptionError INVALID_BUNDLE naming
+    the file `where`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Hundreds of short operators make one token: threads that spin from one to the next save a third of the time. They must
+    # not spin on when the graph is done: language, pixels and the rest of the robot share the cores.
+    spinning = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
+    for key, value in {**spinning, **(entries or {})}.items():
+        options.add_session_config_entry(key, value)
+    options.log_severity_level = 4  # errors come as exceptions
+    try:
+        return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=providers)
+    except Exception as error:
+        raise PerceptionError("INVALID_BUNDLE", f"{where}: expected a graph that ONNX Runtime {ort.__version__} can run, "
+                                                f"found: {_first_line(error)}") from error
 
 
 class OnnxSession:
@@ -87,33 +85,24 @@ class OnnxSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Session.run`."""
-        with _Reported():
+        with Reported():
             return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds)), strict=True))
 
 
 class _Memory:
     """Keys and values of one conversation, allocated once and written front to back; ONNX Runtime reads and appends in place."""
 
-    def __init__(self, session: ort.InferenceSession, layers: Sequence[str], shape: tuple[int, ...], kind: type, device: str) -> None:
+    def __init__(self, session: ort.InferenceSession, layers: Sequence[str], shape: tuple[int, ...], kind: type) -> None:
         """`layers`: names of the past's inputs; `shape` (1, key/value heads, capacity, head size)."""
         self.session, self.capacity, self.filled = session, shape[2], 0
-        if device == "cpu":
-            # One block, whose pages the system provides when they are first written.
-            self.block = np.empty((len(layers), *shape), kind)
-            self.values = [ort.OrtValue.ortvalue_from_numpy(layer) for layer in self.block]
-        else:
-            self.values = [ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0) for _ in layers]
+        # One block, whose pages the system provides when they are first written.
+        self.block = np.empty((len(layers), *shape), kind)
+        self.values = [ort.OrtValue.ortvalue_from_numpy(layer) for layer in self.block]
         self.binding = session.io_binding()
-        self._layers, self._source, self._room = layers, None, {}
+        self._room: dict[str, np.ndarray] = {}
         for name, value in zip(layers, self.values, strict=True):
+            self.binding.bind_ortvalue_input(name, value)
             self.binding.bind_ortvalue_output(name.replace(*_CACHE), value)
-
-    def bind(self, source: _Memory) -> None:
-        """Let the next step read what came before from `source`."""
-        if self._source is not source.values:
-            self._source = source.values
-            for name, value in zip(self._layers, source.values, strict=True):
-                self.binding.bind_ortvalue_input(name, value)
 
     def output(self, name: str, shape: tuple[int, int], kind: type) -> np.ndarray:
         """Where the next step leaves an output (1, *shape): memory that is used again by the steps after it."""
@@ -146,10 +135,10 @@ class OnnxDecoder:
     starts with a copy.
     """
 
-    def __init__(self, session: ort.InferenceSession, path: Path, device: str = "cpu") -> None:
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         inputs = {i.name: i for i in session.get_inputs()}
         outputs = {o.name: o for o in session.get_outputs()}
-        self._session, self._device, self._lock = session, device, threading.Lock()
+        self._session, self._lock = session, threading.Lock()
         self._layers = tuple(name for name in inputs if name.startswith(_CACHE[0]))
         present = {name.replace(*_CACHE) for name in self._layers}
         expected = {"inputs_embeds", "position_ids", "attention_bias", "asked", "logits", "hidden_states", *present}
@@ -159,8 +148,8 @@ class OnnxDecoder:
                                   f"attention_bias, asked, past_key_values.* and outputs logits, hidden_states, present.*; found no "
                                   f"{', '.join(sorted(missing)) or 'past_key_values.*'}.")
         _, self._heads, _, self._size = inputs[self._layers[0]].shape
-        self._kind = _KINDS[inputs[self._layers[0]].type]
-        self._kinds = {name: _KINDS[value.type] for name, value in (inputs | outputs).items() if value.type in _KINDS}
+        self._kind = KINDS[inputs[self._layers[0]].type]
+        self._kinds = {name: KINDS[value.type] for name, value in (inputs | outputs).items() if value.type in KINDS}
         self.hidden, self._vocabulary = int(inputs["inputs_embeds"].shape[2]), int(outputs["logits"].shape[2])
 
     def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None,
@@ -174,15 +163,14 @@ class OnnxDecoder:
             "attention_bias": np.where(packing.seen[packing.owner], kind(0), np.finfo(kind).min)[None, None],
             "asked": packing.asked,
         }
-        with _Reported():
+        with Reported():
             memory, logits, states = self._run(feeds, None if past is None else past.memory, packing.seen.shape[1])
         return packing.step(logits, states, OnnxPast(memory, packing.seen, packing.lengths))
 
     def _run(self, feeds: dict[str, np.ndarray], before: _Memory | None, total: int) -> tuple[_Memory, np.ndarray, np.ndarray]:
         """The memory written to, logits (asked, vocabulary) and states (positions, hidden)."""
         count, asked = feeds["inputs_embeds"].shape[1], len(feeds["asked"])
-        source, target = self._memories(before, total - count, total)
-        target.bind(source)
+        target = self._memory(before, total - count, total)
         for name, array in feeds.items():
             target.binding.bind_cpu_input(name, array)
         logits = target.output("logits", (asked, self._vocabulary), self._kinds["logits"])
@@ -190,40 +178,23 @@ class OnnxDecoder:
         self._session.run_with_iobinding(target.binding)
         return target, logits.astype(np.float32, copy=False), states.astype(np.float32)
 
-    def _memories(self, before: _Memory | None, length: int, total: int) -> tuple[_Memory, _Memory]:
-        """Where to read `length` positions and where to write up to `total`: the same memory, unless another continuation has
-        it."""
-        if before is None:
-            memory = self._memory(total)
-            memory.filled = total
-            return memory, memory
-        fits = total <= before.capacity and before.session is self._session
-        with self._lock:
-            if fits and before.filled == length:
-                before.filled = total
-                return before, before
-        if fits and self._device != "cpu":
-            # Written to another buffer of the same size, the operator itself copies what came before, on the device.
-            target = self._memory(before.capacity, exactly=True)
-            target.filled = total
-            return before, target
-        target = self._memory(total)
-        target.filled = total
-        if self._device == "cpu":
-            target.block[..., :length, :] = before.block[..., :length, :]
-        else:
-            room = np.zeros((1, self._heads, target.capacity, self._size), self._kind)
-            for old, new in zip(before.values, target.values, strict=True):
-                room[:, :, :length] = old.numpy()[:, :, :length]
-                new.update_inplace(room)
-        return target, target
-
-    def _memory(self, total: int, exactly: bool = False) -> _Memory:
-        capacity = total if exactly else (total // GROWTH + 2) * GROWTH
-        return _Memory(self._session, self._layers, (1, self._heads, capacity, self._size), self._kind, self._device)
+    def _memory(self, before: _Memory | None, length: int, total: int) -> _Memory:
+        """Memory that holds the `length` positions of `before`, with room for up to `total` that is nobody's: the same memory,
+        unless another continuation has it."""
+        if before is not None and total <= before.capacity and before.session is self._session:
+            with self._lock:
+                if before.filled == length:
+                    before.filled = total
+                    return before
+        capacity = (total // GROWTH + 2) * GROWTH
+        memory = _Memory(self._session, self._layers, (1, self._heads, capacity, self._size), self._kind)
+        memory.filled = total
+        if before is not None:
+            memory.block[..., :length, :] = before.block[..., :length, :]
+        return memory
 
 
-class _Reported:
+class Reported:
     """Turns ONNX Runtime's exceptions into PerceptionError."""
 
     def __enter__(self) -> None: ...

@@ -15,10 +15,10 @@ import numpy as np
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, cuda
+from pixel_perception.runtime.device_decoder import DeviceDecoder
 from pixel_perception.runtime.engine_key import PRECISION, EngineKey, Machine, key_of
 from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
 from pixel_perception.runtime.tensorrt_context import Context
-from pixel_perception.runtime.tensorrt_decoder import TensorRtDecoder
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
 
 
@@ -56,9 +56,11 @@ class TensorRt:
         """See `Backend.session`; builds the engine where there is none."""
         return TensorRtSession(self._trt, self._engine(path), self._cuda, self._pixels, str(path))
 
-    def decoder(self, path: Path) -> TensorRtDecoder:
+    def decoder(self, path: Path) -> DeviceDecoder:
         """See `Backend.decoder`; builds the engine where there is none."""
-        return TensorRtDecoder(self._trt, self._engine(path), self._cuda, self._words, str(path))
+        engine = self._engine(path)
+        return DeviceDecoder(lambda profile: Context(self._trt, engine, profile, self._cuda, self._words, str(path)), self._cuda,
+                             self._words, str(path))  # fmt: skip
 
     def _key(self, path: Path) -> EngineKey:
         """Of the engine that was built here, or else ahead of time for devices like this one; of one to be built where there is

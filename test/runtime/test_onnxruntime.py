@@ -52,16 +52,3 @@ def test_inputs_need_not_be_contiguous(tiny, backend):
 
 def test_threads_default_to_the_cores_of_this_process():
     assert 1 <= OnnxRuntime().threads <= 8 and OnnxRuntime(3).threads == 3
-
-
-def test_a_provider_that_is_not_there():
-    assert OnnxRuntime(1).name == OnnxRuntime(1, "cpu").name == "onnxruntime-cpu"
-    with pytest.raises(PerceptionError, match="provider: expected cpu or cuda, found 'tpu'"):
-        OnnxRuntime(1, "tpu")
-
-
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA")
-def test_cuda_without_its_provider_says_what_to_install():
-    with pytest.raises(PerceptionError, match="backend onnxruntime-cuda: .* install onnxruntime-gpu") as caught:
-        OnnxRuntime(provider="cuda")
-    assert caught.value.code == "INVALID_QUERY"

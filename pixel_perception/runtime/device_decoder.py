@@ -1,20 +1,20 @@
-"""The language model as a TensorRT engine: keys and values stay on the device, single tokens are replayed as CUDA graphs."""
+"""The plain language graph on a device: keys and values stay there; where the library allows it, single tokens are replayed as
+CUDA graphs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, Memory
+from pixel_perception.runtime.device_context import DeviceContext
 from pixel_perception.runtime.engine_key import POSITIONS, ROWS, STEP
 from pixel_perception.runtime.packing import Packing
 from pixel_perception.runtime.session import Step
-from pixel_perception.runtime.tensorrt_context import Context
 
 ALIGNED = 256
 """Bytes to which TensorRT wants addresses aligned."""
@@ -39,7 +39,7 @@ class Layout:
 
     @staticmethod
     def of(inputs: Sequence[str], heads: int, size: int, itemsize: int) -> Layout:
-        """Of an engine's inputs."""
+        """Of a graph's inputs."""
         caches = [name for name in inputs if name.startswith("past_key_values.")]
         return Layout(tuple(sorted(caches, key=lambda name: (int(name.split(".")[1]), name))), heads, size, itemsize)
 
@@ -70,7 +70,7 @@ class Places:
     capacity: int
     memory: Memory
     used: int = 0
-    context: Context | None = None
+    context: DeviceContext | None = None
     prepared: bool = False
     graph: int | None = None
 
@@ -87,7 +87,7 @@ class Lease:
 
 
 @dataclass(frozen=True, eq=False)
-class TensorRtPast:
+class DevicePast:
     """What was read, by one row or several: the first places of a buffer, and which of them each row has read. What lies behind
     them may belong to a continuation."""
 
@@ -96,30 +96,32 @@ class TensorRtPast:
     """(rows, positions) bool."""
     lengths: tuple[int, ...]
 
-    def first(self, length: int) -> TensorRtPast:
+    def first(self, length: int) -> DevicePast:
         """See `Past.first`."""
-        return TensorRtPast(self.lease, self.seen[:, : self.seen.shape[1] - self.lengths[0] + length], (length,))
+        return DevicePast(self.lease, self.seen[:, : self.seen.shape[1] - self.lengths[0] + length], (length,))
 
 
-class TensorRtDecoder:
+class DeviceDecoder:
     """The language model, whose graph reads one sequence: rows are packed into it and told apart by the attention bias. A past is
     continued where it lies; a second continuation of it gets a copy."""
 
-    def __init__(self, trt: Any, engine: Any, device: Cuda, stream: int, where: str) -> None:
-        self._trt, self._engine, self._device, self._stream, self._where = trt, engine, device, stream, where
-        self._prompt = Context(trt, engine, 0, device, stream, where)
+    def __init__(self, context: Callable[[int], DeviceContext], device: Cuda, stream: int, where: str) -> None:
+        """`context` makes a new one with the profile for prompts (0) or for a few positions (1); `where` names the graph. Raises
+        PerceptionError INVALID_BUNDLE where it is no language model."""
+        self._new_context, self._device, self._stream, self._where = context, device, stream, where
+        self._prompt = context(0)
         missing = {"inputs_embeds", "position_ids", "attention_bias", "asked", "past_key_values.0.key"} - set(self._prompt.inputs)
         if missing:
-            raise PerceptionError("INVALID_BUNDLE", f"{where}: expected the engine of a language model, found no input {min(missing)}.")
-        self._few = Context(trt, engine, 1, device, stream, where)
-        self.hidden = int(engine.get_tensor_shape("inputs_embeds")[2])
-        _, heads, _, size = tuple(engine.get_tensor_shape("past_key_values.0.key"))
+            raise PerceptionError("INVALID_BUNDLE", f"{where}: expected a language model, found no input {min(missing)}.")
+        self._few = context(1)
+        self.hidden = int(self._prompt.declared("inputs_embeds")[2])
+        _, heads, _, size = self._prompt.declared("past_key_values.0.key")
         self._layout = Layout.of(self._prompt.inputs, heads, size, self._prompt.types["past_key_values.0.key"].itemsize)
         self._lock, self._free = threading.Lock(), []
         # As large as it will ever be, because CUDA graphs hold its address.
         self._new = device.allocate(len(self._layout.caches) * max(self._layout.block(1), self._layout.block(STEP)))
 
-    def read(self, parts: Sequence[np.ndarray], past: TensorRtPast | None, asked: Sequence[int] | None = None,
+    def read(self, parts: Sequence[np.ndarray], past: DevicePast | None, asked: Sequence[int] | None = None,
              positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
         packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked, positions)
@@ -141,7 +143,7 @@ class TensorRtDecoder:
                 found = self._step(lease.places, embeddings[:, part], where[:, part], visible, which)
                 logits += list(found[0])
                 states.append(found[1])
-        return packing.step(logits, np.concatenate(states), TensorRtPast(lease, seen, packing.lengths))
+        return packing.step(logits, np.concatenate(states), DevicePast(lease, seen, packing.lengths))
 
     def _step(self, places: Places, embeddings: np.ndarray, positions: np.ndarray, visible: np.ndarray,
               asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +166,7 @@ class TensorRtDecoder:
         del fed
         return logits[0, : len(asked)], states[0]
 
-    def _claim(self, past: TensorRtPast | None, before: int, total: int) -> Lease:
+    def _claim(self, past: DevicePast | None, before: int, total: int) -> Lease:
         """Places that hold `past`, with room behind it that is nobody's."""
         if past and past.lease.places.used == before and total <= past.lease.places.capacity:
             return past.lease
@@ -202,13 +204,13 @@ class TensorRtDecoder:
                                self._new.address, layout.pitch(count), layout.rows(count), layout.pitch(count), layout.heads,
                                len(layout.caches), self._stream)  # fmt: skip
 
-    def _single(self, places: Places) -> Context:
+    def _single(self, places: Places) -> DeviceContext:
         """The context for single tokens in these places: a CUDA graph holds a context's memory and needs it for itself."""
         if places.context is None:
-            places.context = Context(self._trt, self._engine, 1, self._device, self._stream, self._where)
+            places.context = self._new_context(1)
         return places.context
 
-    def _bind(self, context: Context, places: Places, count: int) -> None:
+    def _bind(self, context: DeviceContext, places: Places, count: int) -> None:
         layout = self._layout
         for i, cache in enumerate(layout.caches):
             context.shape(cache, (1, layout.heads, places.capacity, layout.size))
@@ -217,10 +219,10 @@ class TensorRtDecoder:
         for name in ("logits", "hidden_states"):
             context.prepare(name)
 
-    def _run(self, context: Context, places: Places, count: int) -> None:
+    def _run(self, context: DeviceContext, places: Places, count: int) -> None:
         """The first single token in these places runs as it is, because TensorRT prepares itself for the shapes; the second is
         recorded, and every later one is a replay."""
-        if count > 1 or not places.prepared:
+        if count > 1 or not places.prepared or not context.records:
             context.run()
             places.prepared = places.prepared or count == 1
             return
