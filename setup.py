@@ -43,7 +43,7 @@ setup(
         "train": train,
         "export": export,
         "bench": [*bench, "llama-cpp-python>=0.3.16"],  # builds llama.cpp from source, which takes minutes: not for everyone
-        "cuda": ["onnxruntime-gpu>=1.20"],
+        "cuda": ["onnxruntime-gpu>=1.22"],
         "tensorrt": ['tensorrt-rtx>=1.7; platform_machine == "x86_64"'],  # a Jetson has TensorRT from its JetPack
         "dev": sorted({*train, *export, *bench, "pytest", "hypothesis", "ruff",
                        'tensorrt-rtx>=1.7; platform_system == "Linux" and platform_machine == "x86_64"'}),

@@ -18,8 +18,8 @@ from types import ModuleType
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.cuda_graph import cuda_graph
 from pixel_perception.export.gpu_graph import write_gpu_graph
+from pixel_perception.runtime.engine_file import write_engine
 from pixel_perception.runtime.engine_key import EngineKey, profiles_of
-from pixel_perception.runtime.engines import write_engine
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
 
 
@@ -37,21 +37,35 @@ def build(trt: ModuleType, graph: Path, key: EngineKey, timing: Path, say) -> me
     if key.device == "any":
         _ahead_of_time(trt, config, key.compute_capability)
     for sizes in profiles_of(key.graph):
-        config.add_optimization_profile(_profile(builder, network, sizes))
+        config.add_optimization_profile(_profile(builder, network, sizes, key.graph))
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(trt, say)
-    known = timing.read_bytes() if timing.is_file() else b""
-    cache = config.create_timing_cache(known) if key.device != "any" else None
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    if key.device != "any":
+        use_timings(config, timing)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise PerceptionError("INVALID_BUNDLE", f"{key.graph}: expected an engine of {key.runtime}, found: {logger.last}.")
-    if cache is not None:
-        partial = timing.with_name(f"{timing.name}.{os.getpid()}")
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(timing)
+    if key.device != "any":
+        keep_timings(config, timing)
     return memoryview(engine)
+
+
+def use_timings(config, file: Path) -> None:
+    """Give a builder's configuration the timings of earlier builds on this device (TensorRT for RTX has none to take). A file that
+    is damaged or of another library is no obstacle: timings begin anew."""
+    for known in (file.read_bytes() if file.is_file() else b"", b""):
+        cache = config.create_timing_cache(known)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+
+
+def keep_timings(config, file: Path) -> None:
+    """Write what a build has timed, in one step. Raises OSError."""
+    cache = config.get_timing_cache()
+    if cache is not None:
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        partial.write_bytes(memoryview(cache.serialize()))
+        partial.replace(file)
 
 
 def _tensorrt(key: EngineKey, graph: Path, converted: Path, timing: Path, say) -> memoryview:
@@ -82,14 +96,18 @@ def _ahead_of_time(trt: ModuleType, config, capability: str) -> None:
     config.set_compute_capability(known[name], 0)
 
 
-def _profile(builder, network, sizes: dict[str, tuple[int, int, int]]):
-    """An optimisation profile that gives every dynamic axis, by its name, its sizes."""
+def _profile(builder, network, sizes: dict[str, tuple[int, int, int]], graph: str):
+    """An optimisation profile that gives every dynamic axis, by its name, its sizes. Raises PerceptionError INVALID_BUNDLE for an axis
+    that has none."""
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         shape = tuple(tensor.shape)
         if -1 in shape:
             names = [tensor.get_dimension_name(axis) for axis in range(len(shape))]
+            if unknown := [n for s, n in zip(shape, names, strict=True) if s < 0 and n not in sizes]:
+                raise PerceptionError("INVALID_BUNDLE", f"{graph}: expected changing axes of {tensor.name} among {', '.join(sizes)}, found "
+                                                        f"{unknown[0] or 'one without a name'}.")
             shapes = [[sizes[n][which] if s < 0 else s for s, n in zip(shape, names, strict=True)] for which in range(3)]
             profile.set_shape(tensor.name, *shapes)
     return profile
@@ -158,7 +176,7 @@ def main() -> int:
             engine = cuda_graph(Path(job["graph"])).SerializeToString()
         else:
             engine = _tensorrt(key, Path(job["graph"]), out.with_name("graph.onnx"), Path(job["timing"]), say)
-        write_engine(out, job["key"], engine)
+        write_engine(out, job["key"], engine, job["accepted_drift"])
     except PerceptionError as error:
         print(json.dumps({"error": error.message}), flush=True)
         return 1

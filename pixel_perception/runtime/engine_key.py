@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRECISION = "auto"
-"""How language weights are stored unless somebody asks for something else: int4 if they are in the bundle, else fp16. Vision is
-always fp16."""
+PRECISIONS = ("auto", "fp16", "int8", "int4")
+"""How language weights are stored; "auto": int4 if they are in the bundle, else fp16. Vision is always fp16."""
+LANGUAGE = "language_model"
+"""The graph whose weights have a choice."""
 POSITIONS = 4096
 """Most positions that a language engine holds, those of all rows of a batch together."""
 STEP = 512
@@ -52,6 +53,11 @@ class EngineKey:
     compute_capability: str
 
     @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.graph}-{self.digest}.engine"
+
+    @property
     def digest(self) -> str:
         """The key's name in the cache: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:32]
@@ -79,6 +85,20 @@ class Machine:
         """Any device of a compute capability ("8.6"), with any driver that the runtime works with."""
         return Machine(runtime, "any", "any", "any", compute_capability, "strongly typed, ahead of time")
 
+    @staticmethod
+    def of(key: EngineKey) -> Machine:
+        """The part of a key."""
+        return Machine(**{field.name: getattr(key, field.name) for field in dataclasses.fields(Machine)})
+
+    def cannot_load(self, key: Mapping[str, str]) -> str:
+        """Why an engine of this key (as a mapping) cannot be loaded here: the fields that differ, in words; empty where it can.
+        "any" is everything."""
+        fields = ("runtime", "cuda", "driver", "device", "compute_capability")
+        mine = {name: getattr(self, name) for name in fields}
+        wrong = [f"{name} (expected {_short(value)}, found {_short(key.get(name))})" for name, value in mine.items()
+                 if value != key.get(name) and "any" not in (value, key.get(name))]  # fmt: skip
+        return f"made for another {', '.join(wrong)}" if wrong else ""
+
 
 def key_of(path: Path, precision: str, machine: Machine) -> EngineKey:
     """The key of a graph's engine; `path` is its ONNX file, `precision` fp16, or how language weights are stored."""
@@ -88,13 +108,25 @@ def key_of(path: Path, precision: str, machine: Machine) -> EngineKey:
 
 def profiles_of(graph: str) -> tuple[dict[str, tuple[int, int, int]], ...]:
     """Optimisation profiles of a graph: axis name -> smallest, usual, largest size."""
-    return LANGUAGE_PROFILES if graph == "language_model" else VISION_PROFILES
+    return LANGUAGE_PROFILES if graph == LANGUAGE else VISION_PROFILES
+
+
+def graph_of(path: Path) -> str:
+    """Name of the graph of a file that is called as `EngineKey.file` says."""
+    return path.stem.rpartition("-")[0]
 
 
 def onnx_digest(path: Path) -> str:
     """SHA-256 over an ONNX file and its external data: every file beside it whose name begins with its own."""
+    files = sorted(path.parent.glob(path.name + "*"))
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(64)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files that have these sizes and were changed then: gigabytes, whose key is asked for several times."""
     digest = hashlib.sha256()
-    for file in sorted(path.parent.glob(path.name + "*")):
+    for file, _, _ in files:
         digest.update(file.name.encode() + b"\0")
         with open(file, "rb") as source:
             while block := source.read(1 << 22):

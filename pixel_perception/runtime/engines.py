@@ -15,18 +15,20 @@ import json
 import logging
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.engine_key import EngineKey
+from pixel_perception.runtime.engine_file import bad_engine, check_engine, header_or_none
+from pixel_perception.runtime.engine_key import EngineKey, Machine
+from pixel_perception.runtime.engine_upkeep import prune
 
 LOG = logging.getLogger(__name__)
-MAGIC = b"PIXELENG"
+FORGOTTEN = 30
+"""Days without use after which what this machine can no longer load is removed, when something is built in its place."""
 Progress = Callable[[str, float], None]
 """Called with a graph's name and how much of its build is done, 0 to 1."""
 
@@ -41,10 +43,18 @@ class EngineCache:
 
     def path(self, key: EngineKey) -> Path:
         """Where the engine of a key is, or would be."""
-        return self.folder / f"{key.graph}-{key.digest}.engine"
+        return self.folder / key.file
 
-    def get(self, key: EngineKey, graph: Path, progress: Progress | None = None) -> Path:
-        """The engine of a key; built now, from the bundle's graph, where there is none that can be used.
+    def load(self, key: EngineKey, graph: Path, progress: Progress | None = None) -> bytes:
+        """`get`, and what is in it, to be used."""
+        path = self.get(key, graph, progress)
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            os.utime(path)
+        return check_engine(path)
+
+    def get(self, key: EngineKey, graph: Path, progress: Progress | None = None, accepted_drift: str = "") -> Path:
+        """The engine of a key; built now, from the bundle's graph, where there is none that can be used. `accepted_drift`: why it may
+        differ from the bundle, stored with it.
 
         Raises PerceptionError INVALID_BUNDLE where it cannot be built or written; the cache is then as it was.
         """
@@ -54,12 +64,24 @@ class EngineCache:
         with self._lock(path):
             if not self._usable(key):  # another process may have built it meanwhile
                 LOG.warning("%s", self.why(key))
-                self._build(key, graph, progress)
+                self._build(key, graph, progress, accepted_drift)
+        for entry, why in prune(self.folder, [Machine.of(key)], FORGOTTEN):
+            LOG.info("%s was removed (%.0f MB): %s", entry.path, entry.size / 1e6, why)
         return path
 
     def has(self, key: EngineKey) -> bool:
         """Whether a file for this key is there; `get` may still refuse it."""
         return self.path(key).is_file()
+
+    def last(self, keys: Iterable[EngineKey]) -> EngineKey | None:
+        """The key whose engine was built last, of those that are there."""
+        built = {key: header["built"] for key in keys if self.has(key) and (header := header_or_none(self.path(key)))}
+        return max(built, key=built.get, default=None)
+
+    def accepted_drift(self, key: EngineKey) -> str:
+        """Why the engine of a key may differ from its bundle; empty where it may not, or there is none."""
+        header = header_or_none(self.path(key)) if self.has(key) else None
+        return header["accepted_drift"] if header else ""
 
     def agree(self, key: EngineKey, figures: Mapping[str, object]) -> None:
         """Store how well the engine of a key, or what else its backend made of its graph, agrees with another backend; without it
@@ -79,7 +101,7 @@ class EngineCache:
 
     def why(self, key: EngineKey) -> str:
         """One sentence: why there is no engine for a key, named by the fields in which the nearest one differs."""
-        others = [header["key"] for path in self.folder.glob(f"{key.graph}-*.engine") if (header := _header_or_none(path))]
+        others = [header["key"] for path in self.folder.glob(f"{key.graph}-*.engine") if (header := header_or_none(path))]
         differing = min((key.differences(other) for other in others), key=len, default=None)
         reason = "none was built before"
         if differing is not None:
@@ -112,11 +134,11 @@ class EngineCache:
         finally:
             os.close(file)
 
-    def _build(self, key: EngineKey, graph: Path, progress: Progress | None) -> None:
+    def _build(self, key: EngineKey, graph: Path, progress: Progress | None, accepted_drift: str) -> None:
         path = self.path(key)
         work = path.with_suffix(".building")
         shutil.rmtree(work, ignore_errors=True)  # of a build that was killed: the lock is ours
-        job = {"graph": str(graph), "key": dataclasses.asdict(key), "out": str(work / "engine"),
+        job = {"graph": str(graph), "key": dataclasses.asdict(key), "out": str(work / "engine"), "accepted_drift": accepted_drift,
                "timing": str(self.folder / f"timing-{_timing_name(key)}.cache")}  # fmt: skip
         try:
             work.mkdir()
@@ -160,63 +182,10 @@ def _run_builder(job: dict, name: str, progress: Progress) -> None:
     progress(name, 1.0)
 
 
-def write_engine(path: Path, key: Mapping[str, str], engine: memoryview | bytes) -> None:
-    """Write an engine behind a header that says what it is. Raises OSError."""
-    header = json.dumps({"key": dict(key), "size": len(engine), "sha256": hashlib.sha256(engine).hexdigest()}).encode()
-    with open(path, "wb") as file:
-        file.write(MAGIC + struct.pack("<I", len(header)) + header)
-        file.write(engine)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def check_engine(path: Path, key: EngineKey | None = None) -> bytes:
-    """The engine in a file. Raises PerceptionError INVALID_BUNDLE naming what was expected and found where it is no engine of
-    ours, of another key (where one is given), truncated or damaged."""
-    header, begin = _header(path)
-    if key is not None and (wrong := key.differences(header["key"])):
-        raise _bad(f"{path}: expected an engine made for this machine and graph, found one that differs in {', '.join(wrong)}.")
-    with open(path, "rb") as file:
-        file.seek(begin)
-        engine = file.read()
-    if len(engine) != header["size"]:
-        raise _bad(f"{path}: expected an engine of {header['size']} bytes, found {len(engine)}; it is truncated.")
-    found = hashlib.sha256(engine).hexdigest()
-    if found != header["sha256"]:
-        raise _bad(f"{path}: expected an engine with SHA-256 {header['sha256']}, found {found}; it is damaged.")
-    return engine
-
-
-def _header(path: Path) -> tuple[dict, int]:
-    """An engine file's header, and where the engine begins."""
-    with open(path, "rb") as file:
-        start = file.read(len(MAGIC) + 4)
-        if len(start) < len(MAGIC) + 4 or not start.startswith(MAGIC):
-            raise _bad(f"{path}: expected an engine of this package, found {'an empty file' if not start else 'another file'}.")
-        size = struct.unpack("<I", start[len(MAGIC) :])[0]
-        try:
-            header = json.loads(file.read(size))
-            header["key"], header["size"], header["sha256"]
-        except (ValueError, KeyError, TypeError):
-            raise _bad(f"{path}: expected an engine's header of {size} bytes, found a damaged one.") from None
-    return header, len(start) + size
-
-
-def _header_or_none(path: Path) -> dict | None:
-    try:
-        return _header(path)[0]
-    except (OSError, PerceptionError):
-        return None
-
-
 def _timing_name(key: EngineKey) -> str:
     """Timings are shared by all graphs on one device with one runtime."""
     return hashlib.sha256(f"{key.runtime}|{key.device}|{key.compute_capability}|{key.driver}".encode()).hexdigest()[:16]
 
 
-def _bad(message: str) -> PerceptionError:
-    return PerceptionError("INVALID_BUNDLE", message)
-
-
 def _cannot_write(path: Path, error: OSError) -> PerceptionError:
-    return _bad(f"{path}: cannot be written ({error.strerror or error}); expected a writable engine cache with enough space.")
+    return bad_engine(f"{path}: cannot be written ({error.strerror or error}); expected a writable engine cache with enough space.")

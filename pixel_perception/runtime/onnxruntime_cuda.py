@@ -19,7 +19,7 @@ from pixel_perception.runtime.cuda import Cuda, cuda
 from pixel_perception.runtime.device_context import DeviceContext
 from pixel_perception.runtime.device_decoder import DeviceDecoder
 from pixel_perception.runtime.engine_key import EngineKey, Machine, key_of
-from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
+from pixel_perception.runtime.engines import EngineCache, Progress
 from pixel_perception.runtime.onnxruntime import KINDS, OnnxSession, Reported, default_threads, open_session
 
 PROVIDER = "CUDAExecutionProvider"
@@ -89,7 +89,7 @@ class OnnxRuntimeCuda:
         return key_of(path, "fp16", self._machine)
 
     def _open(self, path: Path, stream: int) -> ort.InferenceSession:
-        graph = check_engine(self._cache.get(self._key(path), path, self.progress))
+        graph = self._cache.load(self._key(path), path, self.progress)
         # Weights of a language graph that lie beside it stay there.
         return open_session(graph, path, self._providers(stream), self.threads, {FOLDER_OF_WEIGHTS: str(path.parent)})
 

@@ -6,6 +6,7 @@ Keys and values stay on the device; single tokens are replayed as CUDA graphs.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ import numpy as np
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import Cuda, cuda
 from pixel_perception.runtime.device_decoder import DeviceDecoder
-from pixel_perception.runtime.engine_key import PRECISION, EngineKey, Machine, key_of
-from pixel_perception.runtime.engines import EngineCache, Progress, check_engine
+from pixel_perception.runtime.engine_key import LANGUAGE, PRECISIONS, EngineKey, Machine, key_of
+from pixel_perception.runtime.engines import EngineCache, Progress
 from pixel_perception.runtime.tensorrt_context import Context
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
+
+LOG = logging.getLogger(__name__)
 
 
 class TensorRt:
@@ -28,13 +31,12 @@ class TensorRt:
     name = "tensorrt"
     threads = 1
 
-    def __init__(self, cache: EngineCache | None = None, precision: str = PRECISION, progress: Progress | None = None) -> None:
-        """`precision`: how language weights are stored. Raises PerceptionError INVALID_QUERY where no TensorRT is installed or
-        there is no device."""
+    def __init__(self, cache: EngineCache | None = None, progress: Progress | None = None) -> None:
+        """Raises PerceptionError INVALID_QUERY where no TensorRT is installed or there is no device."""
         self._trt, version = find_tensorrt()
         self._cuda = cuda()
         self._machine = Machine(version, self._cuda.version, self._cuda.driver, self._cuda.device, self._cuda.compute_capability)
-        self._cache, self._precision, self.progress = cache or EngineCache(), precision, progress
+        self._cache, self.progress = cache or EngineCache(), progress
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         try:
             self._runtime = self._trt.Runtime(self._logger)
@@ -44,9 +46,12 @@ class TensorRt:
         self._pixels, self._words = self._cuda.stream(urgent=True), self._cuda.stream(urgent=False)
 
     def ready(self, path: Path) -> bool:
-        """Whether the graph's engine is in the cache and was found to agree with another backend."""
+        """Whether the graph's engine is in the cache and was found to agree with another backend, or need not."""
         key = self._key(path)
-        return self._cache.has(key) and self._cache.has_agreed(key)
+        drift = self._cache.accepted_drift(key)
+        if drift:
+            LOG.warning("%s: its engine may answer otherwise than the bundle, which was accepted: %s", path.name, drift)
+        return bool(drift) or self._cache.has(key) and self._cache.has_agreed(key)
 
     def agreed(self, path: Path, figures: dict[str, Any]) -> None:
         """Remember with the engine how well it agrees."""
@@ -63,23 +68,24 @@ class TensorRt:
                              self._words, str(path))  # fmt: skip
 
     def _key(self, path: Path) -> EngineKey:
-        """Of the engine that was built here, or else ahead of time for devices like this one; of one to be built where there is
-        neither."""
+        """Of the engine that was built here last, in whatever precision, or else ahead of time for devices like this one; of one to be
+        built where there is neither."""
         ahead = Machine.ahead_of_time(self._machine.runtime, self._machine.compute_capability)
-        keys = [key_of(path, self._precision, machine) for machine in (self._machine, ahead)]
-        return next((key for key in keys if self._cache.has(key)), keys[0])
+        precisions = PRECISIONS if path.stem == LANGUAGE else PRECISIONS[:1]
+        keys = [[key_of(path, precision, machine) for precision in precisions] for machine in (self._machine, ahead)]
+        return self._cache.last(keys[0]) or self._cache.last(keys[1]) or keys[0][0]
 
     def _engine(self, path: Path) -> Any:
         for _ in range(2):
             key = self._key(path)
-            file = self._cache.get(key, path, self.progress)
+            stored = self._cache.load(key, path, self.progress)
             self._cuda.use()
-            engine = self._runtime.deserialize_cuda_engine(check_engine(file))
+            engine = self._runtime.deserialize_cuda_engine(stored)
             if engine is not None:
                 return engine
             # The key was right and yet the library refuses it: whatever it is, it is no engine for this machine.
-            file.unlink(missing_ok=True)
-        raise PerceptionError("INVALID_BUNDLE", f"{file}: expected an engine that {self._machine.runtime} can load on "
+            self._cache.path(key).unlink(missing_ok=True)
+        raise PerceptionError("INVALID_BUNDLE", f"{self._cache.path(key)}: expected an engine that {self._machine.runtime} can load on "
                                                 f"{self._machine.device}, found one that it refuses.")
 
 

@@ -13,7 +13,7 @@ from pixel_perception.bundle import FAMILIES, Manifest
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import skeleton
 from pixel_perception.export.base_weights import DecoderShape
-from pixel_perception.export.build_engine import build
+from pixel_perception.export.build_engine import build, keep_timings, use_timings
 from pixel_perception.export.bundle import TRAINED, VISION
 from pixel_perception.export.gpu_graph import gpu_graph
 from pixel_perception.export.half import to_half
@@ -90,6 +90,27 @@ def test_an_unknown_operator(name, said, tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("example.org", 1)], ir_version=10)
     with pytest.raises(PerceptionError, match=rf"found the unsupported {said} \(FastGelu\)"):
         built(model, "proposals", tmp_path)
+
+
+@pytest.mark.parametrize("axis", ["depth", None])
+def test_an_axis_of_unknown_size(axis, tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", axis]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(PerceptionError, match=f"proposals: expected changing axes of x among batch, .*, found {axis or 'one without'}"):
+        built(model, "proposals", tmp_path)
+
+
+def test_timings_are_read_and_kept(tmp_path):
+    """TensorRT for RTX has the interface, and nothing behind it."""
+    config, file = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config(), tmp_path / "timing.cache"
+    for before in (None, b"damaged"):
+        if before:
+            file.write_bytes(before)
+        use_timings(config, file)
+        keep_timings(config, file)
+        assert file.read_bytes() == bytes(memoryview(config.get_timing_cache().serialize())) != b""
+    assert [path.name for path in tmp_path.iterdir()] == ["timing.cache"]
 
 
 def test_a_compute_capability_that_it_cannot_build_for(tiny, tmp_path):

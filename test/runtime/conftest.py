@@ -15,6 +15,12 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """A cache that tests share, where it does not matter who built what is in it."""
+    return tmp_path_factory.mktemp("converted")
+
+
+@pytest.fixture(scope="session")
 def perception(tiny):
     return Perception.open(tiny.folder, threads=1)
 

@@ -29,9 +29,9 @@ def device():
 
 
 @pytest.fixture(params=["tensorrt", "onnxruntime-cuda"])
-def decoder(request, tiny, tmp_path, device):
+def decoder(request, tiny, converted, device):
     if request.param == "onnxruntime-cuda":
-        return OnHost(tmp_path, device).decoder(tiny.graph("language_model"))
+        return OnHost(converted, device).decoder(tiny.graph("language_model"))
     if trt is None:
         pytest.skip("no TensorRT for this machine")
     engine = HostEngine(request.getfixturevalue("model"), device, "language_model")

@@ -15,9 +15,10 @@ import time
 import pytest
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime import engines
+from pixel_perception.runtime import engine_file
+from pixel_perception.runtime.engine_file import check_engine, write_engine
 from pixel_perception.runtime.engine_key import EngineKey, Machine, key_of, onnx_digest
-from pixel_perception.runtime.engines import EngineCache, check_engine, write_engine
+from pixel_perception.runtime.engines import EngineCache
 
 trt = pytest.importorskip("tensorrt_rtx")
 MACHINE = Machine.ahead_of_time(f"tensorrt_rtx {trt.__version__}", "8.6")
@@ -90,6 +91,7 @@ def test_the_digest_covers_external_data(tmp_path):
     (tmp_path / "language_model.onnx.data").write_bytes(b"weights")
     whole = onnx_digest(path)
     (tmp_path / "language_model.onnx.data").write_bytes(b"Weights")
+    os.utime(tmp_path / "language_model.onnx.data", (1, 1))  # however coarse the clock is
     assert len({alone, whole, onnx_digest(path)}) == 3
 
 
@@ -272,6 +274,6 @@ def test_the_default_folder(monkeypatch, tmp_path):
 def test_the_header_is_json_in_front_of_the_engine(built):
     cache, key, _ = built
     start = cache.path(key).read_bytes()[:4000]
-    assert start.startswith(engines.MAGIC)
-    size = int.from_bytes(start[len(engines.MAGIC) : len(engines.MAGIC) + 4], "little")
-    assert json.loads(start[len(engines.MAGIC) + 4 :][:size])["key"] == dataclasses.asdict(key)
+    assert start.startswith(engine_file.MAGIC)
+    size = int.from_bytes(start[len(engine_file.MAGIC) : len(engine_file.MAGIC) + 4], "little")
+    assert json.loads(start[len(engine_file.MAGIC) + 4 :][:size])["key"] == dataclasses.asdict(key)

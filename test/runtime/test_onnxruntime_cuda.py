@@ -19,8 +19,8 @@ from pixel_perception.types import Query
 
 
 @pytest.fixture
-def backend(tmp_path):
-    return OnHost(tmp_path / "engines")
+def backend(converted):
+    return OnHost(converted)
 
 
 def cosine(a, b):
@@ -73,8 +73,8 @@ def test_language_reads_the_weights_of_the_bundle_where_they_are(graphs, backend
         assert stored[name].SerializeToString() == fused.tensors[name].SerializeToString()
 
 
-def test_a_robot_is_answered_by_the_cpu_until_the_device_agrees(tiny, perception, image, tmp_path):
-    backend = Meanwhile(OnnxRuntime(threads=1), OnHost(tmp_path / "engines"))
+def test_a_robot_is_answered_by_the_cpu_until_the_device_agrees(tiny, perception, image, converted):
+    backend = Meanwhile(OnnxRuntime(threads=1), OnHost(converted))
     opened = Perception(tiny, backend)
     assert backend.name == "onnxruntime-cuda (onnxruntime-cpu for 7 graphs)" and backend.wait(60)
     for text in ("the mug and the banana", "describe the scene", "the banana"):
@@ -84,10 +84,10 @@ def test_a_robot_is_answered_by_the_cpu_until_the_device_agrees(tiny, perception
     captions = opened.ask(image, Query("", boxes=((100, 70, 200, 170), (420, 250, 560, 370))))
     assert len(captions.regions) == 2 and backend.name == "onnxruntime-cuda"
     # The next start needs no comparison, but on another driver it does.
-    assert all(OnHost(tmp_path / "engines").ready(tiny.graph(name)) for name in tiny.manifest.graphs)
+    assert all(OnHost(converted).ready(tiny.graph(name)) for name in tiny.manifest.graphs)
     other = HostCuda()
     other.driver = "another"
-    assert not OnHost(tmp_path / "engines", other).ready(tiny.graph("proposals"))
+    assert not OnHost(converted, other).ready(tiny.graph("proposals"))
 
 
 def test_a_bundle_without_its_weights(graphs, backend, tmp_path):
