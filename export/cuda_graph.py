@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 
 from pixel_perception.export.fused_language import FusedLanguage, attribute
-from pixel_perception.export.gpu_graph import is_language, load_graph
-from pixel_perception.export.half import to_half
+from pixel_perception.export.gpu_graph import gpu_graph, is_language, load_graph
 from pixel_perception.export.language_graph import MICROSOFT
 from pixel_perception.export.plain_graph import PlainGraph
 
@@ -27,7 +26,7 @@ def cuda_graph(path: Path) -> onnx.ModelProto:
     """The form of a bundle's graph; external data of a language graph stays where it is. Raises PerceptionError INVALID_BUNDLE
     naming the file."""
     model = load_graph(path)
-    return language_on_cuda(FusedLanguage(model, path)) if is_language(model) else to_half(model, path)
+    return language_on_cuda(FusedLanguage(model, path)) if is_language(model) else gpu_graph(path)
 
 
 def language_on_cuda(language: FusedLanguage, compute: type = np.float16) -> onnx.ModelProto:

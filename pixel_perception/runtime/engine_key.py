@@ -29,7 +29,7 @@ LANGUAGE_PROFILES = (
     {"step": (1, 1, ROWS), "places": (256, 256, POSITIONS), "total": (257, 257, POSITIONS + ROWS), "asked": (1, 1, ROWS)},
 )
 """Reading prompts; and one token, a codebook run, or the next tokens of several rows."""
-_CONVERSION = ("gpu_graph", "cuda_graph", "half", "fused_language", "plain_graph", "language_graph")
+_CONVERSION = ("gpu_graph", "cuda_graph", "eight_bit", "half", "fused_language", "plain_graph", "language_graph")
 """Modules of pixel_perception.export whose code decides what a graph of a bundle becomes on a GPU."""
 
 

@@ -9,7 +9,7 @@ from host_device import HostCuda, OnHost
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.cuda_graph import cuda_graph
 from pixel_perception.export.fused_language import FusedLanguage
-from pixel_perception.export.half import to_half
+from pixel_perception.export.gpu_graph import gpu_graph
 from pixel_perception.export.language_graph import language_graph
 from pixel_perception.perception import Perception
 from pixel_perception.runtime.meanwhile import Meanwhile
@@ -39,7 +39,7 @@ def test_vision_is_fp16_and_answers_alike(tiny, backend, graph):
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=0.05, rtol=0.01)
-    assert cuda_graph(tiny.graph(graph)) == to_half(onnx.load(tiny.graph(graph)), graph)
+    assert cuda_graph(tiny.graph(graph)) == gpu_graph(tiny.graph(graph))
 
 
 @pytest.fixture(scope="module")
