@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from pixel_perception.export.paper_graphs import Part, Wrapper
 from pixel_perception.models.pixelllm.boxes import clip_boxes, decode_boxes, roi_align
+from pixel_perception.models.pixelllm.memory import Memory
 from pixel_perception.models.pixelllm.model import Features, PixelLLM, VisualTokens, Words
-from pixel_perception.models.pixelllm.t5 import T5, LoraLinear, T5Config, T5Memory
-from pixel_perception.models.pixelllm.text_decoder import PrefixMemory, TextDecoder
+from pixel_perception.models.pixelllm.t5 import T5, LoraLinear, T5Config
+from pixel_perception.models.pixelllm.text_decoder import TextDecoder
 
 READ = 5
 """Prefix tokens in the decoders' examples; any number can be read."""
@@ -82,7 +83,7 @@ class _Encoder(Wrapper):
 
 class _T5Decoder(Wrapper):
     def forward(self, tokens: Tensor, real: Tensor, valid: Tensor, memory: list[Tensor], past: list[Tensor]) -> tuple[Tensor, ...]:
-        logits, states, grown = self.model.step(tokens, T5Memory(_pairs(memory), valid), _pairs(past), real)
+        logits, states, grown = self.model.step(tokens, Memory(_pairs(memory), valid), _pairs(past), real)
         return logits, states, *_flat(grown)
 
 
@@ -90,7 +91,7 @@ class _TextDecoder(Wrapper):
     def forward(self, tokens: Tensor, valid: Tensor, memory: list[Tensor], past: list[Tensor]) -> tuple[Tensor, ...]:
         # The module keeps prefix and words in one cache; here the prefix, which does not grow, stays apart.
         before = [torch.cat(pair, 2) for pair in zip(memory, past, strict=True)]
-        logits, states, grown = self.model.step(tokens, PrefixMemory(_pairs(memory), valid), _pairs(before))
+        logits, states, grown = self.model.step(tokens, Memory(_pairs(memory), valid), _pairs(before))
         return logits, states, *(t[:, :, memory[0].shape[2] :] for t in _flat(grown))
 
 

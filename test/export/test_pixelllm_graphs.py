@@ -11,7 +11,8 @@ from pixel_perception.export.pixelllm_graphs import cache_names, language_parts,
 from pixel_perception.models.perception_model import PerceptionModel
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.decoding import beam, greedy
-from pixel_perception.models.pixelllm.t5 import T5, T5Memory
+from pixel_perception.models.pixelllm.memory import Memory
+from pixel_perception.models.pixelllm.t5 import T5
 from pixel_perception.models.pixelllm.text_decoder import TextDecoder
 
 
@@ -41,7 +42,7 @@ class Graphs:
 
     def encode(self, visual, context):
         valid, *memory = self.encoder.run(None, {"visual": visual.numpy(), "context": context.numpy()})
-        return T5Memory(pairs(memory), torch.from_numpy(valid))
+        return Memory(pairs(memory), torch.from_numpy(valid))
 
     def step(self, tokens, memory, past=None):
         rows = len(tokens)

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel
+from llama_on_the_spot import random_llama, weights_of
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.base_weights import DecoderShape
@@ -18,35 +18,17 @@ from pixel_perception.export.plain_graph import plain_graph, quantize
 
 SHAPE = DecoderShape(layers=3, hidden=96, intermediate=128, heads=6, kv_heads=2, head_dim=32, vocabulary=200,
                      rms_epsilon=1e-5, rope_base=1e4, positions=64)  # fmt: skip
-NAMES = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-}  # fmt: skip
 PLACES = 40
 
 
 @pytest.fixture(scope="module")
 def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.hidden, intermediate_size=SHAPE.intermediate, num_hidden_layers=SHAPE.layers,
-        num_attention_heads=SHAPE.heads, num_key_value_heads=SHAPE.kv_heads, head_dim=SHAPE.head_dim, rms_norm_eps=SHAPE.rms_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": SHAPE.rope_base}, max_position_embeddings=SHAPE.positions,
-    )  # fmt: skip
-    model = LlamaModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(0, 0.12)
-    return model
+    return random_llama(SHAPE)
 
 
 @pytest.fixture(scope="module")
 def weights(llama):
-    state = {name: t.detach().numpy() for name, t in llama.state_dict().items()}
-    out = {"embeddings": state["embed_tokens.weight"], "final_norm": state["norm.weight"]}
-    for i in range(SHAPE.layers):
-        out |= {f"layers.{i}.{ours}": state[f"layers.{i}.{theirs}.weight"] for ours, theirs in NAMES.items()}
-    return out
+    return weights_of(llama)
 
 
 class Decoder:

@@ -1,4 +1,4 @@
-"""Lets the training tests import `painted`, which pytest's importlib mode leaves out of the path."""
+"""Lets the training tests import the modules beside them, which pytest's importlib mode leaves out of the path."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Both papers' networks in tiny sizes, taught from data in its real formats through the command line."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -11,13 +9,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from stopping import stopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers_on_the_spot import write_tokenizer
 
 from pixel_perception.cli import main
 from pixel_perception.models import folder as model_folder
 from pixel_perception.models.configurations import configuration
-from pixel_perception.training.monitor import Monitor
 
 LEARNS = ["word_head", "decoder", "to_target", "to_text", "to_decoder", "neck", "fusion", "language.embed_tokens"]
 LESSONS = {
@@ -52,18 +50,6 @@ def command(home, tmp_path, name, steps=2, **changes):
     model = (values.get("pixellm") or values["pixelllm"])["model"]
     data = [part for source in values["data"] for part in ("--data", f"{source}={home / source}")]
     return ["train", str(path), *data, "--set", f"tokenizer={home / model}"]
-
-
-def stopping(monkeypatch, step):
-    """The process is told to stop when it has logged a step."""
-    log = Monitor.log
-
-    def tell(self, progress, *rest):
-        log(self, progress, *rest)
-        if progress.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Monitor, "log", tell)
 
 
 @pytest.mark.parametrize("name", ["pixellm", "trace"])

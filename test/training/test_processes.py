@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_papers import LESSONS, command, home, stopping  # noqa: F401
+from stopping import stopping
+from test_papers import LESSONS, command, home  # noqa: F401
 
 from pixel_perception.cli import main
 from pixel_perception.training.config import Batch, Memory

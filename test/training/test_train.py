@@ -4,13 +4,13 @@ import errno
 import json
 import os
 import random
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from painted import HEIGHT, VOCABULARY, WIDTH, HashedPhrases, paint
 from safetensors.torch import load_file
+from stopping import stopping
 from torch import nn
 
 from pixel_perception.models.compact import Compact
@@ -18,7 +18,6 @@ from pixel_perception.models.config import CompactConfig, ImageConfig, LanguageC
 from pixel_perception.training import state
 from pixel_perception.training.compact import course
 from pixel_perception.training.config import ConfigError, parse
-from pixel_perception.training.monitor import Monitor
 from pixel_perception.training.pixel_stage import PixelStage, collate
 from pixel_perception.training.processes import Processes
 from pixel_perception.training.scenes import Scene
@@ -54,18 +53,6 @@ def config(steps, **changes):
 def run(folder, settings, records, prepare=prepare, network=None):
     processes = Processes(settings.memory)
     return Run(settings, course(settings, network or stage(), prepare, records, processes), folder, processes)
-
-
-def stopping(monkeypatch, step):
-    """The process is told to stop when it has logged a step."""
-    log = Monitor.log
-
-    def tell(self, progress, *rest):
-        log(self, progress, *rest)
-        if progress.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Monitor, "log", tell)
 
 
 def same(a, b, tolerance=1e-6):

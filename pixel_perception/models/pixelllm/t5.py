@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pixel_perception.models.pixelllm.memory import Memory
+
 MASKED = -1e20
 """Added to forbidden scores. Finite on purpose: where *everything* is forbidden (the positions of padding), it
 drowns the scores and leaves an even average over all keys, as in the reference. Too large for float16; use bfloat16."""
@@ -162,19 +164,6 @@ class Layer(nn.Module):
         return x + self.dropout(self.mlp(self.norm3(x))), (keys, values)
 
 
-@dataclass
-class T5Memory:
-    """What the decoder looks at: keys and values of every layer (B, heads, N, D), and which of N are real."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-    valid: torch.Tensor
-
-    def repeat(self, times: int) -> "T5Memory":
-        """The same memory for ``times`` hypotheses of each row."""
-        return T5Memory([tuple(t.repeat_interleave(times, 0) for t in kv) for kv in self.layers],
-                        self.valid.repeat_interleave(times, 0))
-
-
 class T5(nn.Module):
     """The prefix language model. Tokens are int64; 0 is both padding and the first decoder token."""
 
@@ -192,7 +181,7 @@ class T5(nn.Module):
         self.logits = nn.Linear(config.width, config.vocabulary, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def encode(self, visual: torch.Tensor, context: torch.Tensor | None = None) -> T5Memory:
+    def encode(self, visual: torch.Tensor, context: torch.Tensor | None = None) -> Memory:
         """Read the prefix: visual tokens (B, N, C) and context tokens (B, M), zero where padded."""
         valid = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
         x = visual
@@ -205,9 +194,9 @@ class T5(nn.Module):
         for layer in self.encoder:
             x, _ = layer(x, bias)
         x = self.dropout(self.encoder_norm(x))
-        return T5Memory([layer.cross.keys_values(x) for layer in self.decoder], valid)
+        return Memory([layer.cross.keys_values(x) for layer in self.decoder], valid)
 
-    def forward(self, tokens: torch.Tensor, memory: T5Memory) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher-forced pass: tokens (B, T) from the first token on -> logits (B, T, V), states (B, T, C).
 
         States come after the last norm, before dropout and the vocabulary. A position whose next token is
@@ -216,7 +205,7 @@ class T5(nn.Module):
         real = F.pad(tokens[:, 1:], (0, 1)) > 0
         return self.step(tokens, memory, real=real)[:2]
 
-    def step(self, tokens: torch.Tensor, memory: T5Memory, past: list | None = None, real: torch.Tensor | None = None):
+    def step(self, tokens: torch.Tensor, memory: Memory, past: list | None = None, real: torch.Tensor | None = None):
         """Extend a decoding by tokens (B, T): logits (B, T, V), states (B, T, C), and the grown ``past``.
 
         What ``real`` (B, T) bool marks as padding sees nothing; by default no token is.

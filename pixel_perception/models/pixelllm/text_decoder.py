@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pixel_perception.models.pixelllm.memory import Memory
+
 
 @dataclass(frozen=True)
 class TextDecoderConfig:
@@ -53,19 +55,6 @@ class Layer(nn.Module):
         return self.norm2(x + self.dropout(self.mlp(x))), (k, v)
 
 
-@dataclass
-class PrefixMemory:
-    """Keys and values of the prefix in every layer (B, heads, N, D), and which of its N tokens are real."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-    valid: torch.Tensor
-
-    def repeat(self, times: int) -> "PrefixMemory":
-        """The same memory for ``times`` hypotheses of each row."""
-        return PrefixMemory([tuple(t.repeat_interleave(times, 0) for t in kv) for kv in self.layers],
-                            self.valid.repeat_interleave(times, 0))
-
-
 class TextDecoder(nn.Module):
     """The prefix decoder. Tokens are int64, 0 is padding."""
 
@@ -95,7 +84,7 @@ class TextDecoder(nn.Module):
         place = self.position.weight[start:end]
         return self.dropout(self.norm(self.embedding(tokens) + place))
 
-    def encode(self, visual: torch.Tensor, context: torch.Tensor | None = None) -> PrefixMemory:
+    def encode(self, visual: torch.Tensor, context: torch.Tensor | None = None) -> Memory:
         """Read the prefix: visual tokens (B, N, C) and context tokens (B, M), zero where padded."""
         valid = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
         x = visual
@@ -106,13 +95,13 @@ class TextDecoder(nn.Module):
         for layer in self.layers:
             x, pair = layer(x, valid[:, None, None])
             layers.append(pair)
-        return PrefixMemory(layers, valid)
+        return Memory(layers, valid)
 
-    def forward(self, tokens: torch.Tensor, memory: PrefixMemory) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher-forced pass: tokens (B, T) from the first token on -> logits (B, T, V), states (B, T, C)."""
         return self.step(tokens, memory)[:2]
 
-    def step(self, tokens: torch.Tensor, memory: PrefixMemory, past: list | None = None):
+    def step(self, tokens: torch.Tensor, memory: Memory, past: list | None = None):
         """Extend a decoding by tokens (B, T): logits (B, T, V), states (B, T, C), and the grown ``past``."""
         past = past or memory.layers
         before, length = past[0][0].shape[2], tokens.shape[1]
