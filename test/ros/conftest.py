@@ -151,10 +151,13 @@ class Client:
 
     def instruct(self, text: str) -> str:
         """Say something on the topic and wait for the first answer to it; returns its query id."""
-        before = {p.query_id for p in self.perceptions}
+
+        def ids():  # a goal's answer comes on the same topic, perhaps later than its result
+            return [p.query_id for p in self.perceptions if p.query_id.startswith("instruction-")]
+
+        before = set(ids())
         self.instruction.publish(String(data=text))
-        fresh = self.spin_until(lambda: [p for p in self.perceptions if p.query_id not in before], what=f"answer to {text!r}")
-        return fresh[0].query_id
+        return self.spin_until(lambda: [i for i in ids() if i not in before], what=f"answer to {text!r}")[0]
 
     def send(self, text: str = "", **fields) -> Goal:
         """Send a goal; fields are those of Perceive.Goal, or of Query."""
