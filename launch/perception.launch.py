@@ -1,4 +1,4 @@
-"""Start the perception node: ros2 launch pixel_perception perception.launch.py [bundle:=FOLDER] [cameras:="[front, wrist]"]
+"""Start the perception node: ros2 launch pixel_perception perception.launch.py [image:=TOPIC] [bundle:=FOLDER] [cameras:="[front, wrist]"]
 
 Arguments that are left empty leave the parameter file's values alone.
 """
@@ -20,19 +20,24 @@ SHARE = Path(get_package_share_directory("pixel_perception"))
 ARGUMENTS = {
     "namespace": ("", "Namespace of the node."),
     "params_file": (str(SHARE / "config" / "perception.yaml"), "Parameter file."),
-    "use_sim_time": ("false", "Take the time from /clock."),
+    "use_sim_time": ("", "true: take the time from /clock."),
     "autostart": ("true", "Configure and activate at start; false where a lifecycle manager does it."),
     "log_level": ("info", "Log level of the node: debug, info, warn, error."),
     "bundle": ("", "Folder of the model bundle."),
     "backend": ("", "Backend that runs the graphs."),
     "cameras": ("", "Names of the cameras as a YAML list, such as \"[front, wrist]\"."),
+    "image": ("", "Topic of the one camera's images, such as /camera/color/image_raw."),
+    "camera_info": ("", "Topic of its calibration."),
+    "depth": ("", "Topic of the depth images that are registered to its images."),
 }
+TOPICS = {"image": "image", "camera_info": "camera_info", "depth": "depth/image"}
+"""Argument: name of the topic in the node."""
 
 
 def perception_node(context: LaunchContext) -> list[LifecycleNode]:
     """The node, once the arguments have values."""
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    switches = {name: yaml.safe_load(values[name]) for name in ("use_sim_time", "autostart")}
+    switches = {name: yaml.safe_load(values[name]) for name in ("use_sim_time", "autostart") if values[name]}
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected true or false, found {values[name]!r}")
@@ -51,6 +56,7 @@ def perception_node(context: LaunchContext) -> list[LifecycleNode]:
             name="perception",
             namespace=values["namespace"],
             parameters=[values["params_file"], switches | chosen],
+            remappings=[(topic, values[name]) for name, topic in TOPICS.items() if values[name]],
             additional_env=transport,
             arguments=["--ros-args", "--log-level", values["log_level"]],
             output="both",
