@@ -91,10 +91,16 @@ def write_bundle(
         tensors = {"embeddings": embeddings.astype(np.float16), OUTPUT: codebook_output.astype(np.float32)}
         save_file(tensors, work / "language.safetensors")
         (work / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        files = {name: file_digest(work / name) for name in ("language.safetensors", "tokenizer.json")}
-        files[PARITY] = write_parity(work, parity)
-        write_manifest(work, Manifest(graphs=specs, files=files, **manifest))
+        finish(work, Manifest(graphs=specs, files={}, **manifest), parity)
     return Bundle.open(folder)
+
+
+def finish(folder: Path, manifest: Manifest, parity: dict, accepted_drift: str = "") -> None:
+    """Write `parity.json` and the manifest of a folder that holds every other file of a bundle; what is no graph is listed here."""
+    write_parity(folder, parity)
+    graphs = {spec.file for spec in manifest.graphs.values()}
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name not in graphs | {MANIFEST}}
+    write_manifest(folder, replace(manifest, files=files, accepted_drift=accepted_drift or manifest.accepted_drift))
 
 
 def write_parity(folder: Path, figures: dict) -> str:

@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="pixel-perception export",
         description="Export a training run of the compact model. The parts are written only if the bundle\nassembled from them "
         "agrees with torch on real images (see `pixel-perception parity`).\n\n"
-        "With --config, export a model folder of a PixelLM or PixelLLM: a folder of ONNX graphs with graphs.json,\nwritten only if "
-        "every graph agrees with torch. Such a folder is read by `inspect` and `bundle verify`; it is\nno bundle, and is not served by "
-        "Perception yet.",
+        "With --config, export a model folder of the papers, written only if every graph agrees with torch. Of a\nPixelLM, a bundle that "
+        "is served as the compact one is; with --images its answers are compared too. Of a\nPixelLLM, a folder of ONNX graphs with "
+        "graphs.json, which is no bundle and is not served.",
     )
     parser.add_argument("--config", default="compact", metavar="NAME", help="compact, pixellm-7b, pixellm-13b, pixelllm-t5xl, "
                         "pixelllm-small and the others of `pixel-perception checkpoint`")
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, required=True, help="folder for the parts, for example weights/compact"
     )
     parser.add_argument("--images", type=Path,
-                        help="compact: folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
+                        help="folder with *.jpg or *.png to compare on (not for PixelLLM); rendered scenes are asked about what\nthey show")
     parser.add_argument(
         "--prompts",
         type=int,
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--version", default="1", help="version written into the manifest"
     )
+    parser.add_argument("--licence", default="not stated", help="with --config: licence of the weights, written into the manifest")
     parser.add_argument(
         "--provenance", type=Path, help="JSON file about run, data and metrics, copied into the manifest"
     )
@@ -136,11 +137,27 @@ def _paper(arguments) -> int:
     from pixel_perception.export.paper_folder import expect_configuration, export_graphs
 
     expect_configuration(arguments.config, arguments.run)
-    export_graphs(arguments.config, arguments.run, arguments.out, arguments.language)
+    if arguments.config.startswith("pixellm-"):
+        return _pixellm(arguments)
+    export_graphs(arguments.config, arguments.run, arguments.out)
     written = GraphFolder.listed(arguments.out)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     left = "".join(f"; no graph of the {part}: {reason}" for part, reason in written.manifest.left_out.items())
     print(f"{arguments.out}: {len(written.manifest.graphs)} graphs, {size / 1e6:.1f} MB{left}")
+    return 0
+
+
+def _pixellm(arguments) -> int:
+    from pixel_perception.export.pixellm_bundle import export_pixellm
+    from pixel_perception.export.pixellm_parity import read_samples
+
+    samples = read_samples(arguments.images, arguments.prompts) if arguments.images else ()
+    bundle = export_pixellm(arguments.config, arguments.run, arguments.out, arguments.language, samples, arguments.accept_drift or "",
+                            arguments.licence, arguments.version, _provenance(arguments.provenance))  # fmt: skip
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {bundle.digest[:12]}")
+    if not samples:
+        print("graphs were compared on random inputs; compare answers about images with --images, or later with `pixel-perception parity`")
     return 0
 
 

@@ -65,8 +65,18 @@ class Trace:
 
 
 def read_samples(folder: Path, count: int) -> list[Sample]:
-    """`count` samples from the pictures of a folder (in order of their names, repeated as needed; depth and label maps are
-    left out). Raises PerceptionError INVALID_IMAGE when there is none."""
+    """`count` samples from the pictures of a folder. Raises PerceptionError INVALID_IMAGE when there is none."""
+    samples = []
+    for frame, question in read_pictures(folder, count):
+        letterbox = Letterbox(frame.shape[1], frame.shape[0])
+        samples.append(Sample(letterbox.image(frame), letterbox.whole, question))
+    return samples
+
+
+def read_pictures(folder: Path, count: int, questions: Sequence[str] = QUESTIONS) -> list[tuple[np.ndarray, str]]:
+    """`count` pictures (H, W, 3) uint8 RGB of a folder (in order of their names, repeated as needed; depth and label maps are left
+    out), each with what to ask about it: `questions` in turn, where nothing is known of the picture. Raises PerceptionError
+    INVALID_IMAGE when there is none."""
     from PIL import Image
 
     found = [p for p in sorted(Path(folder).glob("*")) if p.suffix in (".jpg", ".jpeg", ".png")]
@@ -85,17 +95,15 @@ def read_samples(folder: Path, count: int) -> list[Sample]:
     # Spread over the folder: neighbours are often views of one scene.
     files = [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]
     known = _scene_questions(folder)
-    samples = []
+    pictures = []
     for i in range(count):
         file = files[i % len(files)]
         with Image.open(file) as picture:
             frame = np.asarray(picture.convert("RGB"))
-        letterbox = Letterbox(frame.shape[1], frame.shape[0])
-        questions = known.get(file.stem, QUESTIONS)
+        asked = known.get(file.stem, questions)
         # Every round asks a picture another one, also where their numbers divide each other.
-        question = questions[(i + i // len(files)) % len(questions)]
-        samples.append(Sample(letterbox.image(frame), letterbox.whole, question))
-    return samples
+        pictures.append((frame, asked[(i + i // len(files)) % len(asked)]))
+    return pictures
 
 
 def _scene_questions(folder: Path) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,13 +64,14 @@ def reference(
         return states.numpy(), logits.numpy(), masks, presence, proposals.numpy()
 
 
-def compare(model, bundle: Bundle, samples: Sequence[Sample], backends: Sequence[Backend] | None = None) -> dict:
+def compare(model, bundle: Bundle, samples: Sequence, backends: Sequence[Backend] | None = None, measure=None) -> dict:
     """Figures of a bundle against the torch model (in fp32, in eval mode) that it came from, as in `parity.json`.
 
     {"backends": {name: figures of `measure`}, "prompts": different questions about images, "images": different images,
     "targets": answered by the first backend, "precision": {graph: precision}}. `backends` defaults to all that this
-    machine has.
+    machine has, `measure` to that of the compact model; another family has its own, and samples of its own.
     """
+    measure = measure or measure_compact
     backends = available() if backends is None else backends
     figures = {backend.name: measure(model, bundle, backend, samples) for backend in backends}
     return {
@@ -100,7 +101,7 @@ def available() -> list[Backend]:
     return found
 
 
-def measure(model, bundle: Bundle, backend: Backend, samples: Sequence[Sample]) -> dict:
+def measure_compact(model, bundle: Bundle, backend: Backend, samples: Sequence[Sample]) -> dict:
     """Figures of one backend.
 
     {"hidden_cosine" and "hidden_cosine_min" at target tokens, "token_agreement" and "kl" (nats) per choice, "mask_iou"
@@ -137,17 +138,22 @@ def measure(model, bundle: Bundle, backend: Backend, samples: Sequence[Sample]) 
                 lists["box"].append(float(np.abs(_box(theirs) - _box(ours)).max() * image.width / theirs.shape[1]))
             if target:
                 lists["presence"].append(abs(_sigmoid(presence[i]) - _sigmoid(trace.presence[i])))
+    return summed(lists, len(lists["presence"]))
+
+
+def summed(lists: Mapping[str, Sequence[float]], targets: int) -> dict:
+    """Figures of `measure_compact` of what was found in single cases; None where there is no case."""
 
     def mean(key: str) -> float | None:
-        return round(float(np.mean(lists[key])), 5) if lists[key] else None
+        return round(float(np.mean(lists[key])), 5) if lists.get(key) else None
 
     def least(key: str) -> float | None:
-        return round(float(min(lists[key])), 5) if lists[key] else None
+        return round(float(min(lists[key])), 5) if lists.get(key) else None
 
     return {
         "hidden_cosine": mean("cosine"), "hidden_cosine_min": least("cosine"), "token_agreement": mean("agree"), "kl": mean("kl"),
         "mask_iou": mean("iou"), "mask_iou_min": least("iou"), "object_mask_iou": mean("object"), "box_error_px": mean("box"),
-        "proposal_error_px": mean("proposal"), "presence_error": mean("presence"), "targets": len(lists["presence"]),
+        "proposal_error_px": mean("proposal"), "presence_error": mean("presence"), "targets": targets,
     }  # fmt: skip
 
 
@@ -188,6 +194,18 @@ def _sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
 
+def _of_family(family: str) -> tuple[Callable, Callable, Callable]:
+    """How a family's torch model is loaded, what is asked, and how answers are measured."""
+    if family == "pixellm":
+        from pixel_perception.export import pixellm_parity
+        from pixel_perception.models.folder import load
+
+        return load, pixellm_parity.read_samples, pixellm_parity.measure
+    from pixel_perception.export.command import load_run
+
+    return load_run, read_samples, measure_compact
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `pixel-perception parity`."""
     parser = Parser(
@@ -201,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--run",
         type=Path,
         default=Path("weights/compact"),
-        help="parts or training run to compare with",
+        help="parts or training run to compare with; of a PixelLM its model folder",
     )
     parser.add_argument(
         "--images", type=Path, default=Path("demo/recording"), help="folder of pictures"
@@ -211,11 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     arguments = parser.parse_args(argv)
-    from pixel_perception.export.command import load_run
-
     bundle = Bundle.open(arguments.bundle)
-    samples = read_samples(arguments.images, arguments.prompts)
-    figures = compare(load_run(arguments.run), bundle, samples)
+    load, read, measure = _of_family(bundle.manifest.family)
+    samples = read(arguments.images, arguments.prompts)
+    figures = compare(load(arguments.run), bundle, samples, measure=measure)
     drift, few = judge(figures), scarce(figures)
     if few:
         print(few, file=sys.stderr)

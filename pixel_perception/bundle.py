@@ -25,6 +25,7 @@ EMBEDDINGS = "language.safetensors"
 FAMILIES = {
     "compact": ("image_encoder", "proposals", "prompt_feature_extractor", "token_fusion", "pixel_decoder", "location_head",
                 "language_model"),
+    "pixellm": ("image_encoder", "token_fusion", "pixel_decoder", "language_model"),
     "pixelllm": ("image_encoder", "prompt_feature_extractor", "language_encoder", "language_decoder"),
 }  # fmt: skip
 """Graphs that a bundle of each family of models must hold; `runtime.families` runs them."""
@@ -84,7 +85,9 @@ class Templates:
     caption_region: str = "describe"
     narrate: str = "describe the scene"
     segment: str = "{}"
-    """For tasks SEGMENT and REFER."""
+    """For tasks SEGMENT and REFER, about names."""
+    answer: str = "{}"
+    """For task ANSWER, around a sentence."""
     system: str = ""
     """Before the image."""
     turn: str = "{}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixel_perception.bundle import Bundle, Manifest
+from pixel_perception.bundle import Bundle, Manifest, Templates
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime import families
 from pixel_perception.runtime.backends import open_backend
@@ -204,9 +204,7 @@ class _Run:
         self.encoded, self.query, self.on_partial, self.cancel, self.started = encoded, query, on_partial, cancel, started
         self.least = self.thresholds.presence if query.score_threshold is None else query.score_threshold
         self.timings = {"prefix": 0.0, "language": 0.0, "pixels": 0.0, "first_mask": 0.0}
-        self.instruction = {
-            Task.CAPTION_REGION: None, Task.CAPTION_DENSE: None, Task.NARRATE: self.templates.narrate, Task.ANSWER: query.text,
-        }.get(query.task, self.templates.segment.replace("{}", query.text))  # fmt: skip
+        self.instruction = _instruction(query, self.templates)
         self.told = normalised(query.text) if query.task in (Task.SEGMENT, Task.REFER) else ""
         self.answer = Answer()
         self.targets: list[Target] = []
@@ -326,6 +324,17 @@ class _Run:
 def _precision(manifest: Manifest) -> str:
     """Of the graphs of the language model."""
     return ", ".join(sorted({graph.precision for name, graph in manifest.graphs.items() if name.startswith("language")}))
+
+
+def _instruction(query: Query, templates: Templates) -> str | None:
+    """What the language model is asked; None where it is asked about boxes."""
+    if query.task in (Task.CAPTION_REGION, Task.CAPTION_DENSE):
+        return None
+    if query.task is Task.NARRATE:
+        return templates.narrate
+    if query.task is Task.ANSWER:
+        return templates.answer.replace("{}", query.text)
+    return templates.segment.replace("{}", normalised(query.text))
 
 
 def _score(target: Target, presence: np.ndarray | None, index: int) -> float:

@@ -41,3 +41,11 @@ def without_space():
         return sentence
 
     return call
+
+
+@pytest.fixture(scope="session")
+def pixellm(tmp_path_factory):
+    """A tiny PixelLM, its model folder and its bundle: `pixellm_on_the_spot.Served`."""
+    from pixellm_on_the_spot import serve
+
+    return serve(tmp_path_factory.mktemp("pixellm"))

@@ -42,6 +42,8 @@ class Packing:
         if rows != len(lengths) or not any(counts):
             raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, "
                              f"found {rows} of {list(counts)} positions")  # fmt: skip
+        if positions is not None and (rows > 1 or seen is None):  # ONNX Runtime counts the first positions by itself
+            raise ValueError("positions: expected a single part behind a past")
         seen = np.zeros((1, 0), bool) if seen is None else seen
         owner = np.repeat(np.arange(rows), counts)
         after = tuple(n + c for n, c in zip(lengths, counts, strict=True)) if positions is None else (int(positions[-1]) + 1,)

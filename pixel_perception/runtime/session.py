@@ -54,7 +54,7 @@ class Decoder(Protocol):
 
         Counts may differ; a row that has ended reads nothing. Several parts after a past of one row become rows that share it.
         `asked`: places in a single part, rising, whose logits are wanted instead of the last one's. `positions`: where the rows of
-        a single part stand, rising, when some are left out; else each follows the one before.
+        a single part behind a past stand, rising, when some are left out; else each follows the one before.
         Raises PerceptionError OUT_OF_MEMORY or INTERNAL, and ValueError for another number of parts.
         """
 

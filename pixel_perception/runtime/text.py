@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _AROUND = re.compile(r"^[\s,;.]*(?:and\b[\s,;.]*)?|[\s,;.]+$")
 
 
@@ -87,6 +88,11 @@ def byte_level(name: str) -> bytes:
     return bytes(_BYTES[c] for c in name if c in _BYTES)
 
 
+def sentencepiece(name: str) -> bytes:
+    """The bytes of a SentencePiece token's name, as LLaMA's are: <0x0A> is a byte, and U+2581 a space."""
+    return bytes([int(name[3:5], 16)]) if _BYTE.fullmatch(name) else name.replace("\u2581", " ").encode()
+
+
 def _byte_values() -> dict[str, int]:
     """Character of byte-level BPE: byte (Radford et al. 2019, encoder.py): printable bytes stand for themselves, the others, in
     order, for the characters from U+0100 on."""
@@ -120,14 +126,25 @@ class Stream:
         self.text = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._label_begin = 0
+        self._starts = True
+        self.interruptions: list[int] = []
+        """Characters before each."""
 
     def add(self, piece: bytes) -> str:
-        """What `piece` adds to the text: the answer starts without a space."""
+        """What `piece` adds to the text: the answer starts without a space, and goes on after an interruption with one."""
         new = self._decoder.decode(piece)
-        if not self.text:
+        if self._starts:
             new = new.lstrip()
+            self._starts = not new
+            if new and self.text and not (self.text[-1].isspace() or new[0] in ".,;:!?)"):
+                new = " " + new
         self.text += new
         return new
+
+    def interrupt(self) -> None:
+        """Something stands here that is no text, and around which spaces were swallowed."""
+        self._starts = True
+        self.interruptions.append(len(self.text))
 
     def __len__(self) -> int:
         """UTF-8 bytes so far."""

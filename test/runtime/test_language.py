@@ -224,3 +224,16 @@ def test_parts_must_fit_the_rows(decoder, prefix):
         decoder.read([three], both.past)
     with pytest.raises(ValueError, match="not all empty"):
         decoder.read([none, none], both.past)
+
+
+def test_positions_may_be_left_out_behind_a_past(decoder):
+    """A gap in what was read: whatever follows counts on from the last position, also behind a shortened past."""
+    x = np.random.default_rng(3).normal(0, 0.3, (1, 9, 64)).astype(np.float32)
+    start = decoder.read(x[:, :3], None).past
+    gap = decoder.read(x[:, 3:5], start, positions=[4, 7]).past
+    assert gap.lengths == (8,) and gap.seen.shape == (1, 5)
+    whole = decoder.read(x[:, 5:], gap)
+    again = decoder.read(x[:, 7:], whole.past.first(10))
+    assert whole.past.lengths == (12,) and np.allclose(whole.states[0][2:], again.states[0], atol=0.02)
+    with pytest.raises(ValueError, match="positions: expected a single part behind a past"):
+        decoder.read(x, None, positions=range(9))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixel_perception.errors import PerceptionError
-from pixel_perception.runtime.text import CompactVocabulary, Stream, _tensors, words
+from pixel_perception.runtime.text import CompactVocabulary, Stream, _tensors, sentencepiece, words
 
 
 @given(st.text(max_size=30), st.data())
@@ -89,3 +89,18 @@ def test_tensors_that_reach_beyond_the_file(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 16)
     with pytest.raises(PerceptionError, match="expected safetensors"):
         _tensors(path, "embeddings", "codebook_output")
+
+
+@pytest.mark.parametrize(("pieces", "text"), [
+    ([" the mug", None, " and", " a bowl", None, ".", " Done"], "the mug and a bowl. Done"),
+    ([None, " is it"], "is it"), ([" one", None, None, " ", " two", None, " ,", " three"], "one two, three"),
+])  # fmt: skip
+def test_an_interruption_gives_back_the_space_that_it_swallowed(pieces, text):
+    stream, said = Stream(), []
+    for piece in pieces:
+        said.append(stream.interrupt() or "" if piece is None else stream.add(piece.encode()))
+    assert "".join(said) == stream.text == text
+
+
+def test_sentencepiece_names():
+    assert [sentencepiece(name) for name in ("▁the", "<0x0A>", "é", "<0x0a>", "▁")] == [b" the", b"\n", "é".encode(), b"<0x0a>", b" "]
