@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnxruntime
 
+from pixel_perception.bundle import Bundle
 from pixel_perception.errors import PerceptionError
 from pixel_perception.runtime.cuda import cuda
-from pixel_perception.runtime.engine_key import Machine
+from pixel_perception.runtime.engine_key import Machine, onnx_digest
 from pixel_perception.runtime.engine_upkeep import Entry
 from pixel_perception.runtime.tensorrt_library import find_tensorrt
 
@@ -28,11 +29,21 @@ def here() -> list[Machine]:
     return [Machine(version, *rest) for version in versions]
 
 
-def described(entry: Entry, why: str) -> dict:
-    """An entry of a cache for --json; `why` nothing here can load it, or it was removed."""
+def digests(bundle: str | None) -> set[str]:
+    """`onnx_digest` of every graph of a bundle; nothing where there is none."""
+    try:
+        found = Bundle.listed(bundle)
+    except PerceptionError:
+        return set()
+    return {onnx_digest(found.graph(name)) for name in found.manifest.graphs}
+
+
+def described(entry: Entry, why: str, ours: set[str]) -> dict:
+    """An entry of a cache for --json; `why` nothing here can load it, or it was removed; `ours`: `digests` of the bundle."""
     header = entry.header or {}
     return {"graph": entry.graph, "file": str(entry.path), "bytes": entry.size, "days_unused": round(entry.days, 1), "why": why,
-            "accepted_drift": header.get("accepted_drift", ""), "key": header.get("key", {})}  # fmt: skip
+            "of_bundle": header.get("key", {}).get("onnx") in ours, "accepted_drift": header.get("accepted_drift", ""),
+            "key": header.get("key", {})}  # fmt: skip
 
 
 def table(found: Sequence[dict], verb: str) -> str:
@@ -44,7 +55,7 @@ def table(found: Sequence[dict], verb: str) -> str:
         if key:
             what = f"{key['precision']:<5} {key['runtime']:<26} {key['device']} {key['compute_capability']}"
         drift = f", accepted drift: {entry['accepted_drift']}" if entry["accepted_drift"] else ""
-        verdict = f"{verb}: {entry['why']}" if entry["why"] else "usable"
+        verdict = f"{verb}: {entry['why']}" if entry["why"] else "usable" if entry["of_bundle"] else "usable, of another bundle"
         lines.append(f"{entry['graph']:<26}{entry['bytes'] / 1e6:>8.1f} MB  {what}; used {entry['days_unused']:.0f} days ago; "
                      f"{verdict}{drift}")  # fmt: skip
     total, useless = (sum(e["bytes"] for e in found if all_ or e["why"]) for all_ in (True, False))

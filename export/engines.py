@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pixel_perception.bundle import Bundle
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
-from pixel_perception.export.engine_list import described, here, table
+from pixel_perception.export.engine_list import described, digests, here, table
 from pixel_perception.export.engine_precision import check_precision
 from pixel_perception.runtime.cuda import cuda
 from pixel_perception.runtime.engine_key import LANGUAGE, PRECISIONS, Machine, key_of
@@ -92,11 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--unused: expected --prune beside it, found none")
     cache = EngineCache(arguments.out)
     if arguments.list or arguments.prune:
+        machines_here, ours = here(), digests(arguments.bundle)
         if arguments.list:
-            found = [described(entry, entry.useless(here())) for entry in entries(cache.folder)]
+            chosen = [(entry, entry.useless(machines_here)) for entry in entries(cache.folder)]
         else:
-            anyway = float("inf") if arguments.unused is None else arguments.unused
-            found = [described(entry, why) for entry, why in prune(cache.folder, here(), 0, anyway)]
+            chosen = prune(cache.folder, machines_here, 0, float("inf") if arguments.unused is None else arguments.unused)
+        found = [described(entry, why, ours) for entry, why in chosen]
         print(json.dumps({"engines": found}) if arguments.json else table(found, "useless" if arguments.list else "removed"))
         return 0
     targets = machines(arguments.ahead_of_time)

@@ -39,11 +39,13 @@ def _best(threads: int | None) -> Backend:
     except PerceptionError as error:
         LOG.info("%s", error.message)
         return OnnxRuntime(threads)
+    reasons = []
     for backend in (_tensorrt, _cuda):
         try:
             return backend(threads)
         except PerceptionError as error:
-            LOG.warning("%s", error.message)
+            reasons.append(error.message)
+    LOG.warning("the GPU is not used: %s", " ".join(reasons))
     return OnnxRuntime(threads)
 
 

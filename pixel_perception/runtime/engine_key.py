@@ -92,11 +92,14 @@ class Machine:
 
     def cannot_load(self, key: Mapping[str, str]) -> str:
         """Why an engine of this key (as a mapping) cannot be loaded here: the fields that differ, in words; empty where it can.
-        "any" is everything."""
-        fields = ("runtime", "cuda", "driver", "device", "compute_capability")
-        mine = {name: getattr(self, name) for name in fields}
-        wrong = [f"{name} (expected {_short(value)}, found {_short(key.get(name))})" for name, value in mine.items()
-                 if value != key.get(name) and "any" not in (value, key.get(name))]  # fmt: skip
+
+        One that was built ahead of time may be for another device on purpose, and where there is no device (all "any") nobody knows:
+        then the library alone counts.
+        """
+        known = "any" not in (self.device, key.get("device"))
+        fields = ("runtime", "cuda", "driver", "device", "compute_capability") if known else ("runtime",)
+        wrong = [f"{name} (expected {_short(getattr(self, name))}, found {_short(key.get(name))})" for name in fields
+                 if getattr(self, name) != key.get(name)]  # fmt: skip
         return f"made for another {', '.join(wrong)}" if wrong else ""
 
 

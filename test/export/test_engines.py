@@ -90,18 +90,20 @@ def test_precisions_that_a_device_lacks_or_nobody_has_compared(languages, stored
         check_precision(languages[stored], precision, runtime, "it was tried on our scenes")
 
 
-def test_a_reason_is_kept_with_the_engine(tiny, languages, tmp_path, capsys):
+def test_a_reason_is_kept_with_the_engine(tiny, tmp_path, capsys):
     arguments = ["build-engines", tiny, "--ahead-of-time", "8.6", "--out", str(tmp_path), "--json", "--language", "int4"]
     assert cli.main(arguments) == 2 and not list(tmp_path.glob("*.engine"))  # refused before anything is built
     assert "expected at least the int8" in capsys.readouterr().err
+    graph = Path(tiny) / "language_model.onnx"
     cache, machine = EngineCache(tmp_path), Machine.ahead_of_time(RTX, "8.6")
-    keys = {precision: key_of(languages["int8"], precision, machine) for precision in ("auto", "int4")}
-    cache.get(keys["int4"], languages["int8"], accepted_drift="it was tried")
+    keys = {precision: key_of(graph, precision, machine) for precision in ("auto", "int4")}
+    cache.get(keys["int4"], graph, accepted_drift="it was tried")
     assert cache.last(keys.values()) == keys["int4"] and cache.accepted_drift(keys["int4"]) == "it was tried"
     assert cache.accepted_drift(keys["auto"]) == ""
-    assert cli.main(["build-engines", "--list", "--out", str(tmp_path)]) == 0
+    assert cli.main(["build-engines", tiny, "--list", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "language_model" in printed and "usable, accepted drift: it was tried" in printed and "1 files of" in printed
+    assert "language_model" in printed and "usable, accepted drift: it was tried" in printed
+    assert "1 files of" in printed
 
 
 def test_listing_and_pruning(tmp_path, capsys):

@@ -38,6 +38,7 @@ def put(tmp_path):
 @pytest.mark.parametrize(("fields", "why"), [
     ({}, ""), ({"onnx": "1" * 64}, ""), ({"precision": "int4"}, ""), ({"runtime": "onnxruntime 1.31.1"}, ""),
     ({"cuda": "any", "driver": "any", "device": "any"}, ""),
+    ({"cuda": "any", "driver": "any", "device": "any", "compute_capability": "8.9"}, ""),  # for another robot
     ({"driver": "570.1"}, "made for another driver (expected '560.35', found '570.1')"),
     ({"device": "Thor", "compute_capability": "11.0"},
      "made for another device (expected 'Orin', found 'Thor'), compute_capability (expected '8.7', found '11.0')"),

@@ -90,6 +90,22 @@ def test_a_robot_is_answered_by_the_cpu_until_the_device_agrees(tiny, perception
     assert not OnHost(converted, other).ready(tiny.graph("proposals"))
 
 
+def test_pixels_overtake_words(tiny, converted):
+    class Noting(OnHost):
+        streams = ()
+
+        def _providers(self, stream):
+            self.streams += (stream,)
+            assert super(OnHost, self)._providers(stream)[0][1]["user_compute_stream"] == str(stream)
+            return super()._providers(stream)
+
+    backend = Noting(converted)
+    backend.session(tiny.graph("proposals"))
+    decoder = backend.decoder(tiny.graph("language_model"))
+    urgent, other = HostCuda().stream(True), HostCuda().stream(False)
+    assert backend.streams == (urgent, other) and decoder._stream == other != urgent
+
+
 def test_a_bundle_without_its_weights(graphs, backend, tmp_path):
     path = tmp_path / "language_model.onnx"
     path.write_bytes(graphs["int8"].read_bytes())
