@@ -48,20 +48,25 @@ LARGE = 1 << 12
 """Bytes from which an initializer is written beside a graph that has a file for that."""
 
 
+def _rounded(matrix: np.ndarray, block: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(outputs, inputs) in blocks of whole numbers -most..most (outputs, inputs / block, block), with scales fp32."""
+    outputs, inputs = matrix.shape
+    if inputs % block:
+        raise PerceptionError("INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}")
+    blocks = matrix.reshape(outputs, inputs // block, block)
+    scales = np.abs(blocks).max(-1) / most
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    return np.rint(blocks * inverse[..., None]), scales.astype(np.float32)
+
+
 def quantize_int8(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric 8-bit quantisation in blocks along the input axis, as MatMulNBits reads it.
 
     matrix (outputs, inputs) fp32 -> weights uint8 (outputs, inputs / block, block) around 128, scales fp32
     (outputs, inputs / block). Largest error: half a scale, scale = largest magnitude of the block / 127.
     """
-    outputs, inputs = matrix.shape
-    if inputs % block:
-        raise PerceptionError("INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}")
-    blocks = matrix.reshape(outputs, inputs // block, block)
-    scales = np.abs(blocks).max(-1) / 127
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    values = np.rint(blocks * inverse[..., None]) + 128
-    return values.astype(np.uint8), scales.astype(np.float32)
+    values, scales = _rounded(matrix, block, 127)
+    return (values + 128).astype(np.uint8), scales
 
 
 def dequantize_int8(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -76,14 +81,9 @@ def quantize_int4(matrix: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, n
     half, -7..7 around 8; scales fp32 (outputs, inputs / block). Largest error: half a scale, scale = largest magnitude of
     the block / 7.
     """
-    outputs, inputs = matrix.shape
-    if inputs % block:
-        raise PerceptionError("INVALID_BUNDLE", f"a weight has {inputs} inputs; expected a multiple of {block}")
-    blocks = matrix.reshape(outputs, inputs // block, block)
-    scales = np.abs(blocks).max(-1) / 7
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    values = (np.rint(blocks * inverse[..., None]) + 8).astype(np.uint8)
-    return values[..., ::2] | values[..., 1::2] << 4, scales.astype(np.float32)
+    values, scales = _rounded(matrix, block, 7)
+    values = (values + 8).astype(np.uint8)
+    return values[..., ::2] | values[..., 1::2] << 4, scales
 
 
 def dequantize_int4(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
