@@ -128,7 +128,7 @@ def describe(bundle: Bundle | GraphFolder) -> str:
     manifest = bundle.manifest
     total = sum(size(bundle, name) for name in bundle.digests)
     lines = [f"{manifest.name} {manifest.version} ({manifest.licence})", str(bundle.folder), f"sha256 {bundle.digest}",
-             f"{total / 1e6:.1f} MB, every digest matches", f"tasks: {', '.join(manifest.tasks)}",
+             f"{total / 1e6:.1f} MB, every digest matches", f"family {manifest.family}, tasks: {', '.join(manifest.tasks)}",
              f"image {manifest.image.width}x{manifest.image.height}, context {manifest.context} tokens, "
              f"presence threshold {manifest.thresholds.presence}", ""]  # fmt: skip
     for name, graph in manifest.graphs.items():
@@ -137,9 +137,11 @@ def describe(bundle: Bundle | GraphFolder) -> str:
         lines.append(f"  {name:<28}{_amount(size(bundle, name))}  {digest[:12]}")
     parity = bundle.parity
     lines += ["", f"parity with torch: {parity['prompts']} prompts, {parity['images']} images" if parity["backends"]
-              else "parity with torch: not compared"]  # fmt: skip
+              else "parity with torch: no answers were compared"]  # fmt: skip
     for name, figures in parity["backends"].items():
         lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    for name, figures in parity.get("graphs", {}).items():
+        lines.append(f"  {name} on random inputs: " + ", ".join(f"{output} {figure:.2g}" for output, figure in figures.items()))
     if manifest.accepted_drift:
         lines.append(f"accepted drift: {manifest.accepted_drift}")
     lines += ["", f"provenance: {json.dumps(manifest.provenance, indent=1)}", ""]
