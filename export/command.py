@@ -13,7 +13,6 @@ from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import eight_bit
 from pixel_perception.export.bundle import assemble, load_trained, prove, write_parts
-from pixel_perception.export.graph_folder import GraphFolder
 from pixel_perception.export.language_graph import PRECISIONS
 from pixel_perception.writing import replacing
 
@@ -60,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="pixel-perception export",
         description="Export a training run of the compact model. The parts are written only if the bundle\nassembled from them "
         "agrees with torch on real images (see `pixel-perception parity`).\n\n"
-        "With --config, export a model folder of the papers, written only if every graph agrees with torch. Of a\nPixelLM, a bundle that "
-        "is served as the compact one is; with --images its answers are compared too. Of a\nPixelLLM, a folder of ONNX graphs with "
-        "graphs.json, which is no bundle and is not served.",
+        "With --config, export a model folder of the papers, written only if every graph agrees with torch. The\nbundle is served as the "
+        "compact one is; with --images its answers are compared too.",
     )
     parser.add_argument("--config", default="compact", metavar="NAME", help="compact, pixellm-7b, pixellm-13b, pixelllm-t5xl, "
                         "pixelllm-small and the others of `pixel-perception checkpoint`")
@@ -73,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, required=True, help="folder for the parts, for example weights/compact"
     )
     parser.add_argument("--images", type=Path,
-                        help="folder with *.jpg or *.png to compare on (not for PixelLLM); rendered scenes are asked about what\nthey show")
+                        help="folder with *.jpg or *.png to compare on; rendered scenes are asked about what they show")
     parser.add_argument(
         "--prompts",
         type=int,
         default=192,
         help="images and questions compared; fewer than 64 different ones prove nothing",
     )
-    parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model")
+    parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model; those of PixelLLM stay fp32")
     parser.add_argument("--vision", choices=eight_bit.PRECISIONS, default="fp32",
                         help="compact: matrix products of vision (not its convolutions); int8 is for CPUs, and compared like the rest")
     parser.add_argument(
@@ -134,26 +132,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _paper(arguments) -> int:
-    from pixel_perception.export.paper_folder import expect_configuration, export_graphs
-
-    expect_configuration(arguments.config, arguments.run)
-    if arguments.config.startswith("pixellm-"):
-        return _pixellm(arguments)
-    export_graphs(arguments.config, arguments.run, arguments.out)
-    written = GraphFolder.listed(arguments.out)
-    size = sum(path.stat().st_size for path in arguments.out.iterdir())
-    left = "".join(f"; no graph of the {part}: {reason}" for part, reason in written.manifest.left_out.items())
-    print(f"{arguments.out}: {len(written.manifest.graphs)} graphs, {size / 1e6:.1f} MB{left}")
-    return 0
-
-
-def _pixellm(arguments) -> int:
+    from pixel_perception.export.expected import expect_configuration
+    from pixel_perception.export.pixelllm_bundle import export_pixelllm
     from pixel_perception.export.pixellm_bundle import export_pixellm
     from pixel_perception.export.pixellm_parity import read_samples
 
+    expect_configuration(arguments.config, arguments.run)
     samples = read_samples(arguments.images, arguments.prompts) if arguments.images else ()
-    bundle = export_pixellm(arguments.config, arguments.run, arguments.out, arguments.language, samples, arguments.accept_drift or "",
-                            arguments.licence, arguments.version, _provenance(arguments.provenance))  # fmt: skip
+    told = {"samples": samples, "accept_drift": arguments.accept_drift or "", "licence": arguments.licence, "version": arguments.version,
+            "provenance": _provenance(arguments.provenance)}  # fmt: skip
+    if arguments.config.startswith("pixellm-"):
+        bundle = export_pixellm(arguments.config, arguments.run, arguments.out, arguments.language, **told)
+    else:
+        bundle = export_pixelllm(arguments.config, arguments.run, arguments.out, **told)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {bundle.digest[:12]}")
     if not samples:

@@ -196,11 +196,11 @@ def _sigmoid(x: float) -> float:
 
 def _of_family(family: str) -> tuple[Callable, Callable, Callable]:
     """How a family's torch model is loaded, what is asked, and how answers are measured."""
-    if family == "pixellm":
-        from pixel_perception.export import pixellm_parity
+    if family != "compact":
+        from pixel_perception.export import pixelllm_parity, pixellm_parity
         from pixel_perception.models.folder import load
 
-        return load, pixellm_parity.read_samples, pixellm_parity.measure
+        return load, pixellm_parity.read_samples, (pixellm_parity if family == "pixellm" else pixelllm_parity).measure
     from pixel_perception.export.command import load_run
 
     return load_run, read_samples, measure_compact

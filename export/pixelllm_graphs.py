@@ -152,7 +152,7 @@ def _detecting(model: PixelLLM) -> dict[str, Part]:
     return {
         "proposals": Part(_Proposals(model), lambda b, p: {"joined": _joined(model, b)}, {"joined": {0: "batch"}},
                           ("boxes", "scores", *levels)),
-        "second_stage": Part(_SecondStage(model), cut, {"boxes": {0: "boxes"}, "scores": {0: "boxes"}}, ("refined", "judged"),
+        "second_stage": Part(_SecondStage(model), cut, {"boxes": {0: "regions"}, "scores": {0: "regions"}}, ("refined", "judged"),
                              {"levels": levels}),
     }  # fmt: skip
 

@@ -17,8 +17,8 @@ from pixel_perception.bundle import Bundle, Codebook, ImageSpec, Manifest, Templ
 from pixel_perception.errors import PerceptionError
 from pixel_perception.evaluation.networks import PHRASE, SENTENCE
 from pixel_perception.export.bundle import NOT_COMPARED, finish, graph_spec
+from pixel_perception.export.expected import expect_close, expect_own
 from pixel_perception.export.llama_folder import LlamaFolder, add_language, decoder_shape
-from pixel_perception.export.paper_folder import expect_close, expect_own
 from pixel_perception.export.paper_graphs import apart, pixellm_parts
 from pixel_perception.export.parity import compare, judge, scarce
 from pixel_perception.export.pixellm_parity import Asked, measure

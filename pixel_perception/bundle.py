@@ -133,6 +133,8 @@ class Manifest:
     files: dict[str, str]
     family: str = "compact"
     """A key of `FAMILIES`."""
+    auto: str = "ANSWER"
+    """The task of words for which none is named."""
     context: int = 1024
     """Most tokens of prefix, question and answer together; of an encoder and a decoder, of the answer."""
     image: ImageSpec = field(default_factory=ImageSpec)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixel_perception.cli import Parser
@@ -13,9 +12,8 @@ from pixel_perception.errors import PerceptionError
 
 if TYPE_CHECKING:
     from pixel_perception.bundle import Bundle, GraphSpec, TensorSpec
-    from pixel_perception.export.graph_folder import GraphFolder
 
-WHICH = "bundle, folder of parts or of exported graphs; without it $PIXEL_PERCEPTION_BUNDLE, else the bundle in the cache"
+WHICH = "bundle or folder of parts; without it $PIXEL_PERCEPTION_BUNDLE, else the bundle in the cache"
 MANY = 8
 """A graph's inputs or outputs beyond this number are key/values, and told by their number."""
 
@@ -64,22 +62,21 @@ def verify(arguments) -> int:
     return 0
 
 
-def listed(folder: str | None) -> Bundle | GraphFolder:
-    """What a bundle's manifest says, or where there is a `graphs.json` what that says. Raises PerceptionError INVALID_BUNDLE."""
+def listed(folder: str | None) -> Bundle:
+    """What a bundle's manifest says. Raises PerceptionError INVALID_BUNDLE."""
     from pixel_perception.bundle import Bundle
-    from pixel_perception.export.graph_folder import GRAPHS, GraphFolder
 
-    return GraphFolder.listed(folder) if folder and (Path(folder) / GRAPHS).is_file() else Bundle.listed(folder)
+    return Bundle.listed(folder)
 
 
-def check_files(bundle: Bundle | GraphFolder) -> dict[str, str]:
+def check_files(bundle: Bundle) -> dict[str, str]:
     """File name -> one sentence about what is wrong with it, or an empty string."""
     from pixel_perception.bundle import verify_file
 
     return {name: _sentence(verify_file, bundle.folder, name, digest) for name, digest in bundle.digests.items()}
 
 
-def check_graphs(bundle: Bundle | GraphFolder) -> dict[str, str]:
+def check_graphs(bundle: Bundle) -> dict[str, str]:
     """Graph name -> one sentence about where the graph differs from its entry in the manifest, or an empty string."""
     return {name: _sentence(_check_graph, bundle, name) for name in bundle.manifest.graphs}
 
@@ -92,7 +89,7 @@ def _sentence(check, *arguments) -> str:
     return ""
 
 
-def _check_graph(bundle: Bundle | GraphFolder, name: str) -> None:
+def _check_graph(bundle: Bundle, name: str) -> None:
     import onnx
 
     from pixel_perception.export.bundle import graph_spec
@@ -109,7 +106,7 @@ def _plain(value: object) -> str:
     return _tensors(value) if isinstance(value, tuple) else str(value)
 
 
-def size(bundle: Bundle | GraphFolder, name: str) -> int:
+def size(bundle: Bundle, name: str) -> int:
     """Bytes of a listed file; 0 where it is missing."""
     path = bundle.folder / name
     return path.stat().st_size if path.is_file() else 0
@@ -119,12 +116,8 @@ def _amount(count: int) -> str:
     return f"{count / 1e6:>8.1f} MB" if count >= 1e5 else f"{count / 1e3:>8.1f} kB"
 
 
-def describe(bundle: Bundle | GraphFolder) -> str:
+def describe(bundle: Bundle) -> str:
     """A whole bundle as lines for people."""
-    from pixel_perception.export.graph_folder import GraphFolder
-
-    if isinstance(bundle, GraphFolder):
-        return describe_graphs(bundle)
     manifest = bundle.manifest
     total = sum(size(bundle, name) for name in bundle.digests)
     lines = [f"{manifest.name} {manifest.version} ({manifest.licence})", str(bundle.folder), f"sha256 {bundle.digest}",
@@ -148,19 +141,7 @@ def describe(bundle: Bundle | GraphFolder) -> str:
     return "\n".join(lines)
 
 
-def describe_graphs(exported: GraphFolder) -> str:
-    """A whole folder of graphs as lines for people."""
-    manifest, total = exported.manifest, sum(size(exported, name) for name in exported.digests)
-    lines = [f"graphs of {manifest.name}; no bundle: not served by Perception yet", str(exported.folder), f"sha256 {exported.digest}",
-             f"{total / 1e6:.1f} MB, every digest matches", ""]  # fmt: skip
-    for name, graph in manifest.graphs.items():
-        lines += _graph(exported, name, graph)
-        lines.append("      beside torch: " + ", ".join(f"{output} {figure:.2g}" for output, figure in manifest.compared[name].items()))
-    lines += [f"  {name:<28}{_amount(size(exported, name))}  {digest[:12]}" for name, digest in manifest.files.items()]
-    return "\n".join([*lines, *(f"no graph of the {part}: {reason}" for part, reason in manifest.left_out.items()), ""])
-
-
-def _graph(bundle: Bundle | GraphFolder, name: str, graph: GraphSpec) -> list[str]:
+def _graph(bundle: Bundle, name: str, graph: GraphSpec) -> list[str]:
     return [f"  {name:<28}{_amount(size(bundle, graph.file))}  {graph.sha256[:12]}  {graph.precision}, opset {graph.opset}",
             f"      {_tensors(graph.inputs)}", f"      -> {_tensors(graph.outputs)}"]  # fmt: skip
 

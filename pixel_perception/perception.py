@@ -132,7 +132,7 @@ class Perception:
         if fresh:
             check_frame(frame)
         width, height = frame.image_size if not fresh else (frame.shape[1], frame.shape[0])
-        queries = [self._offered(query.checked(width, height)) for query in queries]
+        queries = [self._offered(query.checked(width, height, Task(self._manifest.auto))) for query in queries]
         encoded = self.vision.encode(frame) if fresh else frame
         tell = on_partial or (lambda index, piece: None)
         runs = [_Run(self, encoded, query, partial(tell, i), cancel, started) for i, query in enumerate(queries)]
@@ -163,7 +163,7 @@ class Perception:
         encoded = frame if isinstance(frame, Encoded) else self.encode(frame)
         pixels, language = time.perf_counter(), 0.0
         if standing.queries is None:
-            query = Query(standing.text, Task.SEGMENT, score_threshold=standing.threshold, max_instances=standing.max_instances)
+            query = Query(standing.text, Task.REFER, score_threshold=standing.threshold, max_instances=standing.max_instances)
             again = self.ask(encoded, query)
             targets, instances, language = again.targets, again.instances, again.timings.prefix + again.timings.language
         else:

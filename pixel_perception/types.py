@@ -51,10 +51,10 @@ class Query:
     """Most instances in the result, 0 for no limit: earlier targets first, of one target those with the best masks."""
     max_new_tokens: int = 96
 
-    def checked(self, width: int, height: int) -> Query:
+    def checked(self, width: int, height: int, words: Task = Task.ANSWER) -> Query:
         """The same query with its task decided and its boxes clipped to a (width, height) image.
 
-        Raises PerceptionError INVALID_QUERY naming the field that is wrong.
+        `words` is what AUTO means where there are only words. Raises PerceptionError INVALID_QUERY naming the field that is wrong.
         """
         try:
             task = Task(self.task)
@@ -78,7 +78,7 @@ class Query:
             _check_point(f"points[{i}]", point, width, height)
         places = boxes or self.points
         if task is Task.AUTO:
-            task = Task.CAPTION_REGION if places else Task.ANSWER
+            task = Task.CAPTION_REGION if places else words
         if task is Task.CAPTION_REGION and not places:
             raise _invalid("boxes", "a box or a point for task CAPTION_REGION", "none")
         if task in (Task.SEGMENT, Task.REFER, Task.ANSWER):

@@ -24,6 +24,7 @@ from pixel_perception.models.pixellm import images
 from pixel_perception.models.pixellm.generation import generate
 from pixel_perception.models.pixellm.model import PixelLM
 from pixel_perception.models.pixellm.text import PixelLMText
+from pixel_perception.runtime.sequence import LONG_PROMPT, SHORT_PROMPT
 from pixel_perception.training.collate_pixelllm import CAPTION, NARRATE, REFER, REGION
 from pixel_perception.training.tasks.localized_narratives import word_spans
 from pixel_perception.training.tasks.phrasing import LONG, SHORT, join
@@ -34,8 +35,6 @@ PHRASE, SENTENCE = SHORT[3], LONG[1]
 """Of PixelLM's patterns those in which its published evaluation asks."""
 PROMPTS = {"refer": REFER, "region": REGION, "dense": REGION, "caption": CAPTION[0], "narrate": NARRATE[0]}
 """PixelLLM's text prompt for each kind of request, as in training."""
-SHORT_CONTEXT, LONG_CONTEXT = 8, 40
-"""Most tokens of a text prompt, without and with an expression, as in the release."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class PixelLLMPredictor:
 
     def _context(self, kind: str, text: str = "", rows: int = 1) -> Tensor:
         """The text prompt (1, rows, M)."""
-        ids = self.text.context(PROMPTS[kind].replace("{}", text), LONG_CONTEXT if text else SHORT_CONTEXT)
+        ids = self.text.context(PROMPTS[kind].replace("{}", text), LONG_PROMPT if text else SHORT_PROMPT)
         return torch.tensor(ids, device=self.device).expand(1, rows, -1)
 
     def _refer(self, seen: Seen, expression: str) -> Answer:

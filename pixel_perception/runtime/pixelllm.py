@@ -71,7 +71,9 @@ class PixelLLMVision(Vision):
         return self._extract(encoded, boxes)["projected"][0], None
 
     def objects(self, encoded: Encoded) -> Objects:
-        """What the detector finds."""
+        """What the detector finds; nothing where there is none."""
+        if "proposals" not in self._graphs:
+            return Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         return encoded.once("objects", lambda: self._detect(encoded))
 
     def _detect(self, encoded: Encoded) -> Objects:

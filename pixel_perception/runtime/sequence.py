@@ -72,13 +72,14 @@ class SequenceLanguage:
         """Write a text after each row of a memory; yields (row, piece)."""
         count = len(answers)
         ids: list[list[int]] = [[] for _ in answers]
-        past = {name: np.zeros((count, *shape[1:2], 0, *shape[3:]), np.float32) for name, shape in self._past.items()}
+        past = self._nothing(count)
         fed = np.full((count, 1), self._begin, np.int64)
         while True:
             live = [row for row in range(count) if not answers[row].finish_reason]
             if cancel is not None and cancel.is_set():
                 for row in live:
                     answers[row].finish_reason = "cancelled"
+                    del answers[row].tokens[len(answers[row].states) :]  # the last word has not been read: it has no place
                 return
             if not live:
                 return
@@ -88,7 +89,7 @@ class SequenceLanguage:
                 answer, said, state = answers[row], ids[row], out["hidden_states"][row, -1]
                 if said and not self._predicting:
                     answer.states.append(state)
-                token, probability = _choose(out["logits"][row, -1], int(fed[row, 0]))
+                token, probability = self.choose(out["logits"][row, -1], int(fed[row, 0]))
                 answer.probabilities.append(probability)
                 if token == self._end:
                     answer.finish_reason = "stop"
@@ -103,6 +104,13 @@ class SequenceLanguage:
                     yield row, self._add(answer, said)
                 # A row that has ended is written on, to keep the batch whole; nobody reads that.
                 fed[row] = self._end if answer.finish_reason else token
+
+    def choose(self, logits: np.ndarray, last: int) -> tuple[int, float]:
+        """The most likely token, given logits (vocabulary,) after the token `last`, which may not follow itself; and its probability."""
+        logits = logits.astype(np.float64)
+        logits[last] = min(logits[last], NEVER)
+        best = int(np.argmax(logits))
+        return best, float(1.0 / np.exp(logits - logits[best]).sum())
 
     def _add(self, answer: Answer, ids: Sequence[int]) -> str:
         """What the last of a text's ids adds to it."""
@@ -137,18 +145,13 @@ class SequenceLanguage:
 
     def _read(self, memory: Arrays, ids: Sequence[int]) -> np.ndarray:
         """States (T, hidden) at all ids of one text. The last one, whose next token nobody asks for, counts as padding."""
-        past = {name: np.zeros((1, *shape[1:2], 0, *shape[3:]), np.float32) for name, shape in self._past.items()}
         real = np.arange(len(ids)) < len(ids) - 1
-        return self._step(memory, np.array([ids], np.int64), past, real[None])["hidden_states"][0]
+        return self._step(memory, np.array([ids], np.int64), self._nothing(1), real[None])["hidden_states"][0]
+
+    def _nothing(self, rows: int) -> Arrays:
+        """Keys and values of rows that have read no word."""
+        return {name: np.zeros((rows, heads, 0, size), np.float32) for name, (_, heads, _, size) in self._past.items()}
 
     def _step(self, memory: Arrays, tokens: np.ndarray, past: Arrays, real: np.ndarray | None = None) -> Arrays:
         feeds = {**memory, **past, "tokens": tokens, "real": np.ones(tokens.shape, bool) if real is None else real}
         return self._decoder.run({name: feeds[name] for name in self._decoder.inputs})
-
-
-def _choose(logits: np.ndarray, last: int) -> tuple[int, float]:
-    """The most likely token (vocabulary,) after the token `last`, which may not follow itself, and its probability."""
-    logits = logits.astype(np.float64)
-    logits[last] = min(logits[last], NEVER)
-    best = int(np.argmax(logits))
-    return best, float(1.0 / np.exp(logits - logits[best]).sum())

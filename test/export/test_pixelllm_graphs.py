@@ -1,23 +1,33 @@
-"""PixelLLM's graphs against the torch model: same numbers, the same tokens from the very same decoding loops, the same objects."""
+"""PixelLLM's graphs against torch where `Perception` does not tell them apart: beams, the small text decoder, figures that must rise."""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers_on_the_spot import tokenizer_for
 
-from pixel_perception.export.paper_folder import TOLERANCE
+from pixel_perception.bundle import Bundle, Codebook, Manifest, Tokens
+from pixel_perception.export.bundle import graph_spec
+from pixel_perception.export.expected import TOLERANCE
 from pixel_perception.export.pixelllm_graphs import cache_names, language_parts, merge_lora, pixelllm_parts
-from pixel_perception.models.perception_model import PerceptionModel
+from pixel_perception.models import folder
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.decoding import beam, greedy
 from pixel_perception.models.pixelllm.memory import Memory
 from pixel_perception.models.pixelllm.t5 import T5
 from pixel_perception.models.pixelllm.text_decoder import TextDecoder
+from pixel_perception.runtime.language import Answer, Group, Prompt
+from pixel_perception.runtime.onnxruntime import OnnxRuntime
+from pixel_perception.runtime.sequence import SequenceLanguage
+
+BEGIN, END, WORDS = 2, 3, 14
 
 
 def loud(model):
     """In evaluation mode, with parameters that all count and answers that are not one word again and again."""
+    torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(0, 0.2)
@@ -27,26 +37,19 @@ def loud(model):
 class Graphs:
     """Speaks a language model's verbs, so that `models.pixelllm.decoding` can drive its graphs."""
 
-    def __init__(self, model, folder):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.differences, sessions = {}, []
-        for name, part in language_parts(model).items():
-            path = folder / f"{name}.onnx"
-            part.export(path)
-            self.differences |= part.differences(path)
-            sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-        self.encoder, self.decoder = sessions
+    def __init__(self, place):
+        self.encoder, self.decoder = (onnxruntime.InferenceSession(place / f"language_{half}.onnx", providers=["CPUExecutionProvider"])
+                                      for half in ("encoder", "decoder"))  # fmt: skip
         shapes = {value.name: value.shape for value in self.decoder.get_inputs()}
-        self.layers, (_, self.heads, _, self.size) = model.config.layers, shapes["past.0.key"]
+        self.layers = sum(name.startswith("past.") for name in shapes) // 2
+        _, self.heads, _, self.size = shapes["past.0.key"]
 
     def encode(self, visual, context):
         valid, *memory = self.encoder.run(None, {"visual": visual.numpy(), "context": context.numpy()})
         return Memory(pairs(memory), torch.from_numpy(valid))
 
     def step(self, tokens, memory, past=None):
-        rows = len(tokens)
-        past = past or [(torch.zeros(rows, self.heads, 0, self.size),) * 2] * self.layers
+        past = past or [(torch.zeros(len(tokens), self.heads, 0, self.size),) * 2] * self.layers
         feeds = {"tokens": tokens.numpy(), "valid": memory.valid.numpy(), "real": np.ones(tokens.shape, bool)}
         for stem, layers in (("memory", memory.layers), ("past", past)):
             names = cache_names(stem, self.layers)
@@ -62,29 +65,64 @@ def pairs(arrays):
 
 def prefix(rows, visual, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    context = torch.randint(2, 96, (rows, 6), generator=generator)
+    context = torch.randint(4, 96, (rows, 6), generator=generator)
     context[0, 4:] = 0  # padding
     return torch.randn(rows, visual, 48, generator=generator), context
 
 
-@pytest.mark.parametrize(("kind", "language"), [(T5, "t5"), (TextDecoder, "text_decoder")])
-def test_language_graphs_say_the_same_tokens(kind, language, tmp_path):
-    torch.manual_seed(0)
-    model = loud(kind(PixelLLMConfig.tiny(language).language))
-    graphs = Graphs(model, tmp_path)
-    assert max(graphs.differences.values()) < TOLERANCE
-    inputs = prefix(3, 8, seed=2)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The small text decoder, and its graphs with a tokenizer as what the runtime opens."""
+    place, config = tmp_path_factory.mktemp("small"), PixelLLMConfig.tiny("text_decoder", vocabulary=160)
+    model, graphs = loud(TextDecoder(config.language)), {}
+    for name, part in language_parts(model).items():
+        graphs[name] = graph_spec(place / f"{name}.onnx", part.export(place / f"{name}.onnx"), "fp32")
+        assert max(part.differences(place / f"{name}.onnx").values()) < TOLERANCE
+    tokenizer_for(config).save(str(place / "tokenizer.json"))
+    known = {"context": WORDS, "tokens": Tokens(BEGIN, END, None, (), None), "codebook": Codebook(0, 0)}
+    return model, Bundle(place, Manifest("small", "1", "none", (), graphs, {}, **known), "")
+
+
+def test_decoding_loops_say_the_same_tokens(pixelllm_folder, pixelllm_bundle, small):
+    whole = folder.load(pixelllm_folder)
+    for model, place, begin, end in ((whole.language, pixelllm_bundle.folder, 0, 1), (small[0], small[1].folder, BEGIN, END)):
+        graphs, inputs = Graphs(place), prefix(3, 8, seed=2)
+        with torch.no_grad():
+            for decode in (beam, greedy):
+                wanted, score = decode(model, model.encode(*inputs), begin, end, WORDS)
+                ours, our_score = decode(graphs, graphs.encode(*inputs), begin, end, WORDS)
+                assert torch.equal(ours, wanted) and len(set(wanted.flatten().tolist())) > 3
+                np.testing.assert_allclose(our_score, score, rtol=1e-3, atol=1e-4)
+
+
+def test_small_text_decoder_writes_and_reads_as_in_torch(small):
+    model, bundle = small
+    language = SequenceLanguage(bundle, OnnxRuntime(threads=1))
+    visual, _ = prefix(3, 8, seed=4)
+    prompts = [Prompt("an object of", row.numpy(), 96) for row in visual[:2]]
+    prompts.append(Prompt("where is the red mug", None, 96, "the red mug", "the red mug"))
+    answers = [Answer() for _ in prompts]
+    events = list(language.converse(visual[2].numpy(), prompts, answers))
+
+    words = Tokenizer.from_file(str(bundle.file("tokenizer.json")))  # one that is trained anew has other words
+
+    def ids(text):
+        return words.encode(text, add_special_tokens=False).ids
+
     with torch.no_grad():
-        wanted, score = greedy(model, model.encode(*inputs), 0, 1, 20)
-        ours, our_score = greedy(graphs, graphs.encode(*inputs), 0, 1, 20)
-        assert torch.equal(ours, wanted) and len(set(wanted[0].tolist())) > 3
-        np.testing.assert_allclose(our_score, score, rtol=1e-3, atol=1e-4)
-        wanted, _ = beam(model, model.encode(*inputs), 0, 1, 12)
-        ours, _ = beam(graphs, graphs.encode(*inputs), 0, 1, 12)
-        assert torch.equal(ours, wanted)
-    shapes = {v.name: v.shape for v in (*graphs.decoder.get_inputs(), *graphs.decoder.get_outputs())}
-    assert shapes["tokens"] == ["batch", "step"] and shapes["memory.1.value"][2] == "read" and shapes["past.0.key"][2] == "past"
-    assert shapes["logits"] == ["batch", "step", 96]
+        tokens, score = greedy(model, model.encode(visual[:2], torch.tensor([[*ids("an object of")[:7], END]] * 2)), BEGIN, END, WORDS)
+        for i, (row, answer) in enumerate(zip(tokens.tolist(), answers, strict=False)):
+            written = row[1 : row.index(END, 1)]
+            assert answer.stream.text == words.decode(written).strip()
+            assert answer.stream.text == "".join(piece for r, piece in events if r == i) != ""
+            assert len(answer.states) == len(answer.tokens) == len(written)
+            logs = np.log(answer.probabilities[: len(answer.probabilities) - (answer.finish_reason == "context")])
+            np.testing.assert_allclose(logs.sum() / len(written), score[i], atol=1e-4)
+        context = torch.tensor([[*ids("where is the red mug"), END]])
+        _, states = model(torch.tensor([[BEGIN, *ids("the red mug"), END]]), model.encode(visual[2:], context))
+    (group,) = (event for _, event in events if isinstance(event, Group))
+    np.testing.assert_allclose(group.states, states[0], atol=1e-4)
+    assert group.label == answers[2].stream.text == "the red mug" and group.span == (0, 11)
 
 
 def test_merged_adapters_compute_the_same():
@@ -97,18 +135,16 @@ def test_merged_adapters_compute_the_same():
         np.testing.assert_allclose(model.step(tokens, model.encode(*inputs))[0], wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_parts_of_a_model(tmp_path):
-    """`export` itself compares all parts; here those that trace fast, at the bounds of what they must notice."""
-    torch.manual_seed(0)
-    model = loud(PerceptionModel.of(PixelLLMConfig.tiny("t5", detector=True)))
-    parts = pixelllm_parts(model)
-    assert list(parts) == ["image_encoder", "prompt_feature_extractor", "proposals", "second_stage", "location_head", "mask_decoder",
-                           "language_encoder", "language_decoder"]  # fmt: skip
-    head, path = parts["location_head"], tmp_path / "location_head.onnx"
-    head.export(path)
+def test_what_differs_is_noticed(pixelllm_folder, pixelllm_bundle):
+    model, path = folder.load(pixelllm_folder), pixelllm_bundle.graph("location_head")
+    assert list(pixelllm_parts(model)) == list(pixelllm_bundle.manifest.graphs)
+    head = pixelllm_parts(model)["location_head"]
     assert path.stat().st_size < 200_000 and path.with_name(f"{path.name}.data").is_file()
     assert not any(np.prod(i.dims) > 1 << 12 and i.raw_data for i in onnx.load(path, load_external_data=False).graph.initializer)
     assert max(head.differences(path).values()) < TOLERANCE
     with torch.no_grad():
         model.location_head.mlp.layers[-1].bias[0] += 0.01
     assert head.differences(path)["points"] > TOLERANCE
+    shapes = {t.name: t.shape for g in pixelllm_bundle.manifest.graphs.values() for t in (*g.inputs, *g.outputs)}
+    assert shapes["image"] == ("batch", 112, 112, 3) and shapes["refined"][1] == 4 and shapes["past.0.key"][2] == "past"
+    assert shapes["logits"] == ("batch", "step", 128)

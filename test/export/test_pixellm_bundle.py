@@ -14,7 +14,7 @@ from pixel_perception.bundle_commands import bundle, check_files, check_graphs, 
 from pixel_perception.commands import ask
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export import parity
-from pixel_perception.export.paper_folder import TOLERANCE, expect_configuration
+from pixel_perception.export.expected import TOLERANCE, expect_configuration
 from pixel_perception.export.pixellm_bundle import _add_llama, _llama_compared, export_pixellm
 from pixel_perception.models import folder
 from pixel_perception.models.pixellm.config import PixelLMConfig

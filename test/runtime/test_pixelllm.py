@@ -6,7 +6,6 @@ import torch
 
 from pixel_perception.models.pixelllm.boxes import nms
 from pixel_perception.runtime.pixelllm import distinct
-from pixel_perception.runtime.sequence import NEVER, _choose
 
 
 @pytest.mark.parametrize("overlap", [0.9, 0.5])
@@ -22,11 +21,3 @@ def test_suppression_is_that_of_the_network(overlap):
     assert kept.tolist() == nms(torch.from_numpy(boxes), overlap).tolist()
     assert 10 in kept and (11 not in kept) and 13 not in kept
     assert distinct(boxes[:0], scores[:0], overlap).tolist() == []
-
-
-def test_a_token_does_not_follow_itself():
-    logits = np.array([0.0, 3.0, 2.0, -1.0], np.float32)
-    assert _choose(logits, 0)[0] == 1
-    token, probability = _choose(logits, 1)
-    assert token == 2 and probability == pytest.approx(np.exp(2) / (np.exp(2) + 1 + np.exp(-1)))
-    assert _choose(np.array([0.0, NEVER - 5]), 1)[1] == 1.0 and logits[1] == 3.0
