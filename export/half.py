@@ -39,12 +39,29 @@ def to_half(model: onnx.ModelProto, where: Path | str, beside: BinaryIO | None =
     return _Half(model, Path(where), beside).converted()
 
 
+def _unguard(graph: onnx.GraphProto) -> None:
+    """Take away where(isnan(s), 0, s), which torch's exporter puts behind the softmax s of masked scores and TensorRT for RTX 1.7 fails
+    to compile. It is for rows of which everything is masked: they become NaN, and whoever has such rows must not ask for them."""
+    made = {output: node for node in graph.node for output in node.output}
+    guarded, dead = {}, []
+    for node in graph.node:
+        test, softmax = (made.get(node.input[i]) for i in (0, 2)) if node.op_type == "Where" else (None, None)
+        if test is not None and softmax is not None and (test.op_type, softmax.op_type) == ("IsNaN", "Softmax"):
+            guarded[node.output[0]] = node.input[2]
+            dead += [test, node]
+    for node in dead:
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [guarded.get(name, name) for name in node.input]
+
+
 class _Half:
     def __init__(self, model: onnx.ModelProto, where: Path, beside: BinaryIO | None) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
         self.model, self.where, self.writer = onnx.ModelProto(), where, GraphWriter(beside=beside)
         self.whole = beside is None
         self.model.CopyFrom(model)
+        _unguard(self.model.graph)
         graph = inferred.graph
         self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
         self.constants = {t.name: t for t in self.model.graph.initializer}

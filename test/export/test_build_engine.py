@@ -15,7 +15,7 @@ from pixel_perception.export import skeleton
 from pixel_perception.export.base_weights import DecoderShape
 from pixel_perception.export.build_engine import build, keep_timings, use_timings
 from pixel_perception.export.bundle import TRAINED, VISION
-from pixel_perception.export.gpu_graph import gpu_graph
+from pixel_perception.export.gpu_graph import gpu_graph, write_gpu_graph
 from pixel_perception.export.half import to_half
 from pixel_perception.export.plain_graph import plain_graph
 from pixel_perception.export.tiny import write_tiny_bundle
@@ -61,6 +61,12 @@ def test_shipped_vision(graph, tmp_path):
     assert size > 500_000
 
 
+@pytest.mark.parametrize("graph", FAMILIES["pixellm"])
+def test_pixellm(pixellm, graph, tmp_path):
+    path = write_gpu_graph(pixellm.bundle.graph(graph), "auto", tmp_path / "graph.onnx")
+    assert len(build(trt, path, key(graph), tmp_path / "timing", lambda done: None)) > 100_000
+
+
 def test_language_with_the_shapes_of_the_shipped_model(tmp_path):
     rng = np.random.default_rng(0)
     wide, narrow = REAL.heads * REAL.head_dim, REAL.kv_heads * REAL.head_dim
@@ -70,9 +76,9 @@ def test_language_with_the_shapes_of_the_shipped_model(tmp_path):
     for i in range(REAL.layers):
         weights |= {f"layers.{i}.{part}": rng.normal(size=size).astype(np.float32) for part, size in sizes.items()}
         weights |= {f"layers.{i}.{norm}": np.ones(576, np.float32) for norm in ("attention_norm", "mlp_norm")}
-    engines = {name: built(plain_graph(REAL, weights, name), "language_model", tmp_path)[0] for name in ("int4", "fp16")}
-    # 4-bit weights stay 4-bit in the engine: 9.4 million weights at 2 and at 0.5625 bytes.
-    assert engines["fp16"] - engines["int4"] > 8_000_000
+    engines = {name: built(plain_graph(REAL, weights, name), "language_model", tmp_path)[0] for name in ("int4", "int8", "fp16")}
+    # Weights stay in 4 and 8 bits in the engine: 9.4 million at 2, 1.0625 and 0.5625 bytes.
+    assert engines["fp16"] - engines["int8"] > 4_000_000 < engines["int8"] - engines["int4"]
 
 
 def test_unsupported_operators_are_named(tiny, tmp_path):

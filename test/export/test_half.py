@@ -103,6 +103,22 @@ def test_types(graphs, halves):
         assert model.ByteSize() < 0.7 * graphs[name].ByteSize()
 
 
+def test_softmax_is_not_guarded_against_rows_that_see_nothing():
+    """As torch's exporter writes attention with a mask; TensorRT compiles it without."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "mask", "y")]
+    nodes = [helper.make_node("Add", ["x", "mask"], ["scores"]), helper.make_node("Softmax", ["scores"], ["s"]),
+             helper.make_node("IsNaN", ["s"], ["nan"]), helper.make_node("Where", ["nan", "zero", "s"], ["safe"]),
+             helper.make_node("MatMul", ["safe", "v"], ["y"])]  # fmt: skip
+    constants = [numpy_helper.from_array(np.float32(0), "zero"), numpy_helper.from_array(np.eye(3, dtype=np.float32), "v")]
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:], constants)
+    models = {"wanted": (whole := helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)),
+              "found": to_half(whole, "attention")}  # fmt: skip
+    assert [n.op_type for n in models["found"].graph.node] == ["Add", "Softmax", "Cast", "MatMul", "Cast"]
+    feeds = {"x": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "mask": np.array([[0, -np.inf, 0], [-np.inf, -np.inf, 0]], np.float32)}
+    wanted, found = (run(models, name, **feeds)["y"] for name in models)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
 def test_a_weight_that_fp16_cannot_hold():
     weight = numpy_helper.from_array(np.full((2, 2), 1e6, np.float32), "w")
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy"]

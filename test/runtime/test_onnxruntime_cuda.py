@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from host_device import HostCuda, OnHost
+from pixellm_on_the_spot import lessons
 
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.cuda_graph import cuda_graph
@@ -88,6 +89,14 @@ def test_a_robot_is_answered_by_the_cpu_until_the_device_agrees(tiny, perception
     other = HostCuda()
     other.driver = "another"
     assert not OnHost(converted, other).ready(tiny.graph("proposals"))
+
+
+def test_pixellm(pixellm, backend):
+    opened, wanted = Perception(pixellm.bundle, backend), Perception(pixellm.bundle, OnnxRuntime(threads=1))
+    for image, question, _ in list(lessons())[:4]:
+        ours, theirs = (perception.ask(image, Query(question)) for perception in (opened, wanted))
+        assert ours.text == theirs.text and len(ours.instances) == len(theirs.instances) > 0
+        assert cosine(ours.standing.queries, theirs.standing.queries).min() > 0.999
 
 
 def test_pixels_overtake_words(tiny, converted):
