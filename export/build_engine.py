@@ -35,7 +35,8 @@ def build(trt: ModuleType, graph: Path, key: EngineKey, timing: Path, say) -> me
     _parse(trt, network, logger, graph, key)
     config = builder.create_builder_config()
     if key.device == "any":
-        _ahead_of_time(trt, config, key.compute_capability)
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability(trt, key.compute_capability), 0)
     for sizes in profiles_of(key.graph):
         config.add_optimization_profile(_profile(builder, network, sizes, key.graph))
     if hasattr(trt, "IProgressMonitor"):
@@ -72,6 +73,8 @@ def _tensorrt(key: EngineKey, graph: Path, converted: Path, timing: Path, say) -
     trt, version = find_tensorrt()
     if version != key.runtime:
         raise PerceptionError("INVALID_BUNDLE", f"TensorRT: expected {key.runtime}, found {version}.")
+    if key.device == "any":
+        capability(trt, key.compute_capability)  # before a large graph is converted in vain
     return build(trt, write_gpu_graph(graph, key.precision, converted), key, timing, say)
 
 
@@ -85,15 +88,16 @@ def _parse(trt: ModuleType, network, logger, graph: Path, key: EngineKey) -> Non
                                             f"{', '.join(nodes) or 'graph'}: {_one_line(errors[0].desc()) if errors else logger.last}")
 
 
-def _ahead_of_time(trt: ModuleType, config, capability: str) -> None:
-    name = "SM" + capability.replace(".", "")
+def capability(trt: ModuleType, wanted: str):
+    """The library's name of a compute capability such as "8.6". Raises PerceptionError INVALID_QUERY where it cannot build for it
+    ahead of time."""
+    name = "SM" + wanted.replace(".", "")
     known = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     if name not in known:
         offered = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM")) or "none: only TensorRT-RTX can"
         raise PerceptionError("INVALID_QUERY", f"compute capability: expected one that engines can be built for ahead of time "
-                                               f"({offered}), found {capability}.")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(known[name], 0)
+                                               f"({offered}), found {wanted}.")
+    return known[name]
 
 
 def _profile(builder, network, sizes: dict[str, tuple[int, int, int]], graph: str):

@@ -1,8 +1,9 @@
 """TensorRT engines on this machine: where they are kept, and how they are built.
 
-An engine is made of one graph of a bundle and kept in a cache under the digest of everything that it depends on. It is built
-in a process of its own, under a lock that a dying process gives back, and appears in the cache by a rename: the cache holds
-whole engines or none. Nothing here needs a GPU or TensorRT itself.
+An engine is made of one graph of a bundle and kept in a cache under the digest of everything that it depends on; what ONNX
+Runtime's CUDA provider takes in its place is kept likewise. It is built in a process of its own, under a lock that a dying
+process gives back, and appears in the cache by a rename: the cache holds whole engines or none. Nothing here needs a GPU or
+TensorRT itself.
 """
 
 from __future__ import annotations
