@@ -42,7 +42,7 @@ def described(entry: Entry, why: str, ours: set[str]) -> dict:
     """An entry of a cache for --json; `why` nothing here can load it, or it was removed; `ours`: `digests` of the bundle."""
     header = entry.header or {}
     return {"graph": entry.graph, "file": str(entry.path), "bytes": entry.size, "days_unused": round(entry.days, 1), "why": why,
-            "of_bundle": header.get("key", {}).get("onnx") in ours, "accepted_drift": header.get("accepted_drift", ""),
+            "busy": entry.busy, "of_bundle": header.get("key", {}).get("onnx") in ours, "accepted_drift": header.get("accepted_drift", ""),
             "key": header.get("key", {})}  # fmt: skip
 
 
@@ -55,7 +55,8 @@ def table(found: Sequence[dict], verb: str) -> str:
         if key:
             what = f"{key['precision']:<5} {key['runtime']:<26} {key['device']} {key['compute_capability']}"
         drift = f", accepted drift: {entry['accepted_drift']}" if entry["accepted_drift"] else ""
-        verdict = f"{verb}: {entry['why']}" if entry["why"] else "usable" if entry["of_bundle"] else "usable, of another bundle"
+        usable = "being built" if entry["busy"] else "usable" if entry["of_bundle"] else "usable, of another bundle"
+        verdict = f"{verb}: {entry['why']}" if entry["why"] else usable
         lines.append(f"{entry['graph']:<26}{entry['bytes'] / 1e6:>8.1f} MB  {what}; used {entry['days_unused']:.0f} days ago; "
                      f"{verdict}{drift}")  # fmt: skip
     total, useless = (sum(e["bytes"] for e in found if all_ or e["why"]) for all_ in (True, False))

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="build for devices of this compute capability, such as 8.6 (may be given several times)")
     parser.add_argument("--language", choices=PRECISIONS, default=PRECISIONS[0], help="how the language model's weights are stored; "
                         "auto is int4 where the bundle's are, else fp16. The engine built last is used")  # fmt: skip
-    parser.add_argument("--accept-drift", metavar="REASON", default="",
+    parser.add_argument("--accept-drift", metavar="REASON",
                         help="build fewer bits than the bundle was compared with torch in; the reason is kept with the engine")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of engines; without it the cache, where the runtime looks")
     only = parser.add_mutually_exclusive_group()
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"engines": found}) if arguments.json else table(found, "useless" if arguments.list else "removed"))
         return 0
     targets = machines(arguments.ahead_of_time)
-    built = build_engines(Bundle.open(arguments.bundle), cache, targets, arguments.json, arguments.language, arguments.accept_drift)
+    built = build_engines(Bundle.open(arguments.bundle), cache, targets, arguments.json, arguments.language, arguments.accept_drift or "")
     if arguments.json:
         print(json.dumps({"engines": built}))
         return 0

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Entry:
     """When it was built or last loaded, in seconds since 1970."""
     header: dict | None
     """See `engine_file.read_header`; None where there is no whole one."""
+    busy: bool
+    """Whether somebody builds it now."""
 
     @property
     def graph(self) -> str:
@@ -42,6 +44,8 @@ class Entry:
     def useless(self, machines: Sequence[Machine]) -> str:
         """Why nothing here can load it; empty where something can, or nobody knows. `machines`: the libraries that are here, with
         the device; "any" where a field is not known."""
+        if self.busy:
+            return ""
         if self.path.suffix == ".building":
             return "left by a build that was killed"
         if self.header is None:
@@ -61,7 +65,7 @@ def entries(folder: Path) -> list[Entry]:
         with contextlib.suppress(FileNotFoundError):  # another process may prune, too
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             found.append(Entry(path, sum(file.stat().st_size for file in files), path.stat().st_mtime,
-                               None if path.is_dir() else header_or_none(path)))  # fmt: skip
+                               None if path.is_dir() else header_or_none(path), _busy(path)))  # fmt: skip
     return sorted(found, key=lambda entry: -entry.used)
 
 
@@ -81,21 +85,34 @@ def prune(folder: Path, machines: Sequence[Machine], unused: float, unused_anywa
     return removed
 
 
-def _remove(path: Path) -> bool:
-    """Unless somebody builds it, who holds its lock."""
-    try:
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:
-        return False
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """The lock of an engine. Raises BlockingIOError where somebody builds it, and OSError."""
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _busy(path: Path) -> bool:
+    if not path.with_suffix(".lock").exists():  # a list leaves nothing behind
+        return False
+    try:
+        with _held(path):
+            return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+
+
+def _remove(path: Path) -> bool:
+    """Whether it could be removed."""
+    with contextlib.suppress(OSError), _held(path):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()  # the engine first: that it agreed says nothing without it
             path.with_suffix(".agreed.json").unlink(missing_ok=True)
         return True
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
+    return False

@@ -68,6 +68,7 @@ def test_what_is_being_built_stays_and_what_a_killed_build_left_goes(put, tmp_pa
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert prune(tmp_path, [HERE], 0) == [] and path.exists() and work.exists()
+        assert all(entry.busy and not entry.useless([HERE]) for entry in entries(tmp_path))
     assert {entry.path for entry, _ in prune(tmp_path, [HERE], 0)} == {path, work}
     assert not path.exists() and not work.exists()
 
