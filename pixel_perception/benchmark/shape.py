@@ -36,8 +36,8 @@ SHORT = Effort(prefill=64, steps=16, frames=2)
 TARGETS = 3
 PIXELS = ("image_encoder", "pixel_decoder")
 """The graphs that a standing instruction runs."""
-ROOM = 3.0
-"""Memory that writing and loading a graph takes, in sizes of its file."""
+LANGUAGE_ROOM, VISION_ROOM = 1.8, 3.0
+"""Memory that writing and loading a graph takes, in sizes of its file: for vision torch's own weights are among them."""
 
 
 def named(shape: str) -> tuple[PixelLMConfig, str]:
@@ -115,7 +115,7 @@ class Shape(Network):
     def language_graph(self) -> Path:
         """The language graph. Raises PerceptionError where it does not fit on the disk or into memory."""
         folder = self._folder / "language"
-        self._expect_room(folder, graph_bytes(self._llama, PRECISION), f"language graph in {PRECISION}")
+        self._expect_room(folder, graph_bytes(self._llama, PRECISION), LANGUAGE_ROOM, f"language graph in {PRECISION}")
         if not folder.is_dir():
             write_language(RandomLlama(self._llama, self.config.language.spread, "language graph"), folder, PRECISION)
         return folder / "language_model.onnx"
@@ -151,8 +151,8 @@ class Shape(Network):
     def _pixels(self) -> dict[str, Path]:
         """The graphs of a standing instruction. Raises PerceptionError where they do not fit on the disk or into memory."""
         folder = self._folder / "pixels"
-        size = sum(p.numel() * p.itemsize for name in PIXELS for p in self._parts[name].module.parameters())
-        self._expect_room(folder, size, "vision graphs")
+        size = sum(p.numel() * p.itemsize for p in self.torch_pixels.parameters())
+        self._expect_room(folder, size, VISION_ROOM, "vision graphs")
         if not folder.is_dir():
             with replacing(folder) as work:
                 for name in tqdm(PIXELS, desc="vision graphs", unit="graph", disable=None):
@@ -185,11 +185,12 @@ class Shape(Network):
         box = Letterbox(frame.shape[1], frame.shape[0], side, side)
         return {"image": box.image(frame)[None], "fitted": np.array([box.valid[::-1]])}
 
-    def _expect_room(self, folder: Path, size: int, what: str) -> None:
-        """Raises PerceptionError OUT_OF_MEMORY where `size` bytes do not fit on the disk or could not be loaded from it."""
+    def _expect_room(self, folder: Path, size: int, room: float, what: str) -> None:
+        """Raises PerceptionError OUT_OF_MEMORY where a file of `size` bytes does not fit on the disk, or `room` times as much into
+        memory."""
         free = psutil.virtual_memory().available
-        if ROOM * size > free:
-            raise PerceptionError("OUT_OF_MEMORY", f"{self.name}: its {what} takes {ROOM * size / 1e9:.1f} GB of memory to make and load, "
+        if room * size > free:
+            raise PerceptionError("OUT_OF_MEMORY", f"{self.name}: its {what} takes {room * size / 1e9:.1f} GB of memory to make and load, "
                                                    f"{free / 1e9:.1f} GB are free.")
         if folder.is_dir():
             return
