@@ -12,6 +12,7 @@ from pixel_perception.benchmark import llama
 from pixel_perception.benchmark.rows import Row, take_turns
 from pixel_perception.benchmark.subject import Network, Subject
 from pixel_perception.errors import PerceptionError
+from pixel_perception.runtime.agreement import cosine
 from pixel_perception.runtime.language import Prompt
 from pixel_perception.types import Query
 
@@ -39,7 +40,7 @@ def against_llamacpp(subject: Subject) -> list[Row]:
             missing = error.message
         for name, model in models.items():
             work[name] = lambda name=name, model=model: timed(name, lambda: llama.decode_and_prefill(model, first, rest))
-        agreement = _agreement(subject, models["q8_0"], first) if models else None
+        alike = _agreement(subject, models["q8_0"], first) if models else None
         prefill = take_turns(effort.rounds, **work)
         for model in models.values():
             model.close()
@@ -47,7 +48,7 @@ def against_llamacpp(subject: Subject) -> list[Row]:
     details = {"prefill_ms": {n: 1000 * s for n, s in prefill.items()}, "decode_ms": {n: 1000 * s for n, s in each.items()},
                "threads": subject.threads}  # fmt: skip
     if models:
-        details |= {"llama.cpp": llama.description(), "cosine_of_logits_q8_0": agreement}
+        details |= {"llama.cpp": llama.description(), "cosine_of_logits_q8_0": alike}
     rows = []
     for name, seconds, scale in (("decode_vs_llamacpp", each, 1), ("prefill_vs_llamacpp", prefill, effort.prefill)):
         rate = {n: scale / s for n, s in seconds.items()}
@@ -88,8 +89,7 @@ def _agreement(subject: Subject, model: llama.LlamaCpp, tokens: list[int]) -> fl
 
 def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Cosine of two rows of logits, without what is the same in all of them."""
-    theirs, ours = theirs - theirs.mean(), ours - ours.mean()
-    return float(theirs @ ours / np.linalg.norm(theirs) / np.linalg.norm(ours))
+    return float(cosine(ours - ours.mean(), theirs - theirs.mean()))
 
 
 def decode_and_prefill(network: Network, first: list[int], rest: list[int]) -> tuple[float, float, np.ndarray]:
@@ -127,11 +127,10 @@ def codebook_run(subject: Subject) -> list[Row]:
 
     run = list(tokens.segments)
     seconds = take_turns(3 * subject.effort.rounds, run=lambda: timed("run", [run]), each=lambda: timed("each", [[t] for t in run]))
-    a, b = states["run"], states["each"]
-    cosine = float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+    alike = float(cosine(states["run"], states["each"]).min())
     return [Row("codebook_run_vs_token", 1000 * seconds["run"], 1000 * seconds["each"], "ms", seconds["each"] / seconds["run"],
                 subject.least((len(run), 1)) / seconds["run"], f"One group of {len(run)} codebook tokens; cosine of the hidden states "
-                f"{cosine:.4f}.", {"cosine": cosine})]  # fmt: skip
+                f"{alike:.4f}.", {"cosine": alike})]  # fmt: skip
 
 
 def regions_batched(subject: Subject) -> list[Row]:
