@@ -134,7 +134,7 @@ def describe(bundle: Bundle) -> str:
     for name, figures in parity["backends"].items():
         lines.append(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
     for name, figures in parity.get("graphs", {}).items():
-        lines.append(f"  {name} on random inputs: " + ", ".join(f"{output} {figure:.2g}" for output, figure in figures.items()))
+        lines.append(f"  {name} on random inputs: " + ", ".join(f"{output} {figure:.4g}" for output, figure in figures.items()))
     if manifest.accepted_drift:
         lines.append(f"accepted drift: {manifest.accepted_drift}")
     lines += ["", f"provenance: {json.dumps(manifest.provenance, indent=1)}", ""]

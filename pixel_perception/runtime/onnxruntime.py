@@ -42,7 +42,8 @@ class OnnxRuntime:
     def decoder(self, path: Path) -> OnnxDecoder:
         """See `Backend.decoder`."""
         decoder = OnnxDecoder(self._open(path), path)
-        if path.stat().st_size >= huge_pages.LEAST:
+        weights = (path, path.with_name(f"{path.name}.data"))  # those of a large model lie beside its graph
+        if sum(file.stat().st_size for file in weights if file.is_file()) >= huge_pages.LEAST:
             huge_pages.advise()
         return decoder
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -100,14 +101,15 @@ def test_nothing_is_written_where_a_graph_differs(tmp_path):
     with pytest.raises(PerceptionError, match="bundle: not written: language_model: logits: expected a difference from torch"):
         export_pixellm("pixellm-tiny", tmp_path / "model", tmp_path / "bundle", "fp32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tokenizer"]
-    with pytest.raises(PerceptionError, match="expected no folder, an empty one or one with manifest.json .*, found other files"):
+    with pytest.raises(PerceptionError, match="expected no folder, an empty one or one with manifest.json, found other files"):
         export_pixellm("pixellm-tiny", tmp_path / "model", tmp_path / "model")
     with pytest.raises(PerceptionError, match="model: expected pixellm-7b, found another network: vision.dim: expected 1024, found 32"):
         expect_configuration("pixellm-7b", tmp_path / "model")
 
 
 def test_heads_that_no_graph_has(tmp_path):
-    config = PixelLMConfig.tiny(vocabulary=320)
-    folder.save(PixelLM(config), tmp_path / "model", write_tokenizer(tmp_path / "tokenizer", config))
+    tiny = PixelLMConfig.tiny(vocabulary=320)
+    narrow = replace(tiny, language=replace(tiny.language, dim=48))
+    folder.save(PixelLM(narrow), tmp_path / "model", write_tokenizer(tmp_path / "tokenizer", narrow))
     with pytest.raises(PerceptionError, match="model: expected attention heads of a multiple of 8 channels, which graphs need, found 12"):
         export_pixellm("pixellm-tiny", tmp_path / "model", tmp_path / "bundle")

@@ -122,7 +122,7 @@ def test_a_dry_run_tells_both_names_and_writes_nothing(release, tmp_path, capsys
     run("pixellm-tiny", *release, "--dry-run")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{release[0]}: PixelLM's release, {lines[0].split(', ')[1]}"
-    assert "load: model.norm.weight (48,) -> language.norm.weight (48,)" in lines
+    assert "load: model.norm.weight (64,) -> language.norm.weight (64,)" in lines
     assert "unused: vision_model.post_layernorm.weight (32,) -> -  (features are taken before it)" in lines
     assert any(line.startswith("fresh: -  -> fusion.weights (2, 3)") for line in lines) and lines[-1].endswith("; all fit")
     run("pixellm-tiny", *release, "--dry-run", "--json")
@@ -136,7 +136,7 @@ def test_lora_beside_the_weights_is_merged(published, model, tmp_path):
     wrapper, tower = "base_model.model.", "model.vision_tower.vision_tower."
     state = {wrapper + name: x for name, x in published[0].items()}
     state |= {wrapper + tower + name: x for name, x in published[1].items() if name.startswith("vision_model.")}
-    a, b = torch.randn(8, 48), torch.randn(48, 8)
+    a, b = torch.randn(8, 64), torch.randn(64, 8)
     state[f"{wrapper}{query}.base_layer.weight"] = state.pop(f"{wrapper}{query}.weight")
     state |= {f"{wrapper}{query}.lora_{half}.default.weight": x for half, x in (("A", a), ("B", b))}
     write(tmp_path / "unmerged", state)
@@ -145,7 +145,7 @@ def test_lora_beside_the_weights_is_merged(published, model, tmp_path):
     assert same(loaded, model, name) and torch.allclose(loaded.state_dict()[name], model.state_dict()[name] + 2 * b @ a, atol=1e-4)
 
 
-@pytest.mark.parametrize("projector", [{"weight": (48, 32), "bias": (48,)}, {"0.weight": (48, 32), "0.bias": (48,), "2.weight": (48, 48)}])
+@pytest.mark.parametrize("projector", [{"weight": (64, 32), "bias": (64,)}, {"0.weight": (64, 32), "0.bias": (64,), "2.weight": (64, 64)}])
 def test_a_llava_model_grows_a_codebook(projector, published, model, tmp_path, capsys):
     rows = 1000
     words = ("model.layers.", "model.norm.", "model.embed_tokens.", "lm_head.")
@@ -208,10 +208,10 @@ def test_flan_t5_sam_and_eva02_start_pixelllm(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("change", "expected"), [
-    (lambda state: state.pop("model.norm.weight"), "missing: -  -> language.norm.weight (48,)"),
+    (lambda state: state.pop("model.norm.weight"), "missing: -  -> language.norm.weight (64,)"),
     (lambda state: state.update({"model.surprise": torch.zeros(2)}), "extra: model.surprise (2,) -> -"),
-    (lambda state: state.update({"lm_head.weight": torch.zeros(9, 47)}), "shape: lm_head.weight (9, 47) -> word_head.weight (1024, 48)"),
-    (lambda state: state.update({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 48)}), "LoRA without its other factor"),
+    (lambda state: state.update({"lm_head.weight": torch.zeros(9, 47)}), "shape: lm_head.weight (9, 47) -> word_head.weight (1024, 64)"),
+    (lambda state: state.update({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 64)}), "LoRA without its other factor"),
     (lambda state: state.update({"vision_model.embeddings.class_embedding": torch.zeros(32)}), "filled it"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_listed_and_nothing_is_written(change, expected, published, tmp_path, capsys):

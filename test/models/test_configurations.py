@@ -9,7 +9,7 @@ import torch
 from pixel_perception.models.configurations import CONFIGURATIONS, ConfigurationError, configuration, from_dict, read, to_dict, write
 from pixel_perception.models.perception_model import PerceptionModel
 
-MILLIONS = {"compact": 5.29, "pixellm-7b": 7140, "pixellm-13b": 13470, "pixellm-tiny": 0.284, "pixelllm-t5xl": 3886,
+MILLIONS = {"compact": 5.29, "pixellm-7b": 7140, "pixellm-13b": 13470, "pixellm-tiny": 0.353, "pixelllm-t5xl": 3886,
             "pixelllm-t5xl-paper": 3849, "pixelllm-small": 1106, "pixelllm-tiny": 28.4, "pixelllm-small-tiny": 28.4}  # fmt: skip
 
 

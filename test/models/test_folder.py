@@ -95,7 +95,7 @@ def test_folders_that_are_no_models_are_one_sentence(saved, tmp_path):
     described["configuration"]["language"]["mlp"] = 95
     (wrong / "model.json").write_text(json.dumps(described))
     name = r"language.layers.0.mlp.down_proj.weight"
-    with pytest.raises(CheckpointError, match=rf"6 tensors do not fit:\nshape: {name} \(48, 96\) -> {name} \(48, 95\)"):
+    with pytest.raises(CheckpointError, match=rf"6 tensors do not fit:\nshape: {name} \(64, 96\) -> {name} \(64, 95\)"):
         load(wrong)
 
 

@@ -178,7 +178,7 @@ def test_every_misfit_is_reported_by_both_names(tensors, config):
 
 
 def test_another_size_is_a_list_of_shapes(tensors):
-    with pytest.raises(CheckpointError, match=r"\(256, 48, 1, 1\) -> neck\.0\.weight \(32, 48, 1, 1\)"):
+    with pytest.raises(CheckpointError, match=r"\(256, 48, 1, 1\) -> neck\.0\.weight \(32, 64, 1, 1\)"):
         load(PixelLM(PixelLMConfig.tiny(3, 2)), Source(tensors, RELEASE))
 
 

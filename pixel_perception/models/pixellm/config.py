@@ -102,7 +102,7 @@ class PixelLMConfig:
         return cls(
             vision=ClipConfig(dim=32, layers=3, heads=2, mlp=64, patch=8, side=64,
                               levels=tuple(range(-1, -1 - levels, -1))),
-            language=LanguageConfig(vocabulary=vocabulary, dim=48, layers=2, heads=4, key_heads=4, mlp=96, spread=0.1),
+            language=LanguageConfig(vocabulary=vocabulary, dim=64, layers=2, heads=4, key_heads=4, mlp=96, spread=0.1),
             codebook=CodebookConfig(first=vocabulary - levels * tokens, levels=levels, tokens=tokens),
             decoder=PixelDecoderConfig(levels, upscaled=16, transformer=TwoWayConfig(dim=32, heads=4, mlp=64)),
             pooled=4,
