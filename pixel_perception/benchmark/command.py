@@ -70,6 +70,9 @@ def _subject(arguments) -> Iterator[tuple[Network, dict]]:
         from pixel_perception.bundle import Bundle
 
         bundle = Bundle.open(arguments.bundle)
+        if bundle.manifest.family != "compact":
+            raise PerceptionError("INVALID_BUNDLE", f"{bundle.folder}: expected a bundle of the compact model to measure, found one of "
+                                                    f"{bundle.manifest.family}.")  # fmt: skip
         subject = Subject(bundle, backend, Effort(rounds=rounds), arguments.instruction, arguments.parts)
         yield subject, {"bundle": f"{bundle.manifest.name} {bundle.manifest.version}", "digest": bundle.digest}
         return

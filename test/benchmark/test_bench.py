@@ -8,6 +8,7 @@ import pytest
 
 from pixel_perception.benchmark import command, llama, roofline
 from pixel_perception.benchmark.rows import BARS, TORCH, Row, table, take_turns
+from pixel_perception.bundle import write_manifest
 from pixel_perception.cli import main
 from pixel_perception.errors import PerceptionError
 from pixel_perception.export.language_graph import language_graph
@@ -113,6 +114,13 @@ def test_what_cannot_be_measured_is_said(arguments, sentence, capsys):
     except SystemExit as ended:
         code = ended.code
     assert code == 2 and sentence in capsys.readouterr().err
+
+
+def test_only_the_compact_model_is_measured_from_a_bundle(tmp_path, capsys):
+    made = write_tiny_bundle(tmp_path / "bundle")
+    write_manifest(made.folder, replace(made.manifest, family="pixellm"))
+    assert main(["bench", str(made.folder), "--backend", "onnxruntime-cpu"]) == 2
+    assert "expected a bundle of the compact model to measure, found one of pixellm." in capsys.readouterr().err
 
 
 def test_a_shape_that_memory_does_not_hold_is_refused_before_it_is_made(shape, tmp_path):
