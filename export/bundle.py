@@ -46,8 +46,8 @@ VISION = (
     "pixel_decoder",
     "location_head",
 )
-EIGHT_BIT = ("prompt_feature_extractor", "token_fusion", "pixel_decoder")
-"""Those that 8-bit products make faster; the image encoder is convolutions, and its few products win nothing."""
+EIGHT_BIT = ("prompt_feature_extractor", "token_fusion")
+"""Those that 8-bit products make faster and leave as they were (docs/benchmarks/vision_quantisation.md)."""
 ADDED, OUTPUT = "embeddings.added", "codebook_output"
 ROOM = 400 << 20
 """Bytes that assembling needs: a bundle, and some to spare."""
