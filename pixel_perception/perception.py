@@ -333,7 +333,9 @@ def _instruction(query: Query, templates: Templates) -> str | None:
     if query.task is Task.NARRATE:
         return templates.narrate
     if query.task is Task.ANSWER:
-        return templates.answer.replace("{}", query.text)
+        text = query.text.strip()
+        # Where a sentence follows, this one must have an end: people say "the red mug".
+        return templates.answer.replace("{}", text if text[-1] in ".!?" or templates.answer == "{}" else f"{text}.")
     return templates.segment.replace("{}", normalised(query.text))
 
 

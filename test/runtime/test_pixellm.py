@@ -85,6 +85,13 @@ def test_prompts_have_the_ids_of_published_rows(pixellm, perception):
     assert not {*pixellm.bundle.manifest.tokens.segments, opening, closing, 2} & set(typed)  # a user's text is mere text
 
 
+def test_words_without_a_task_are_closed_before_the_request_for_masks(pixellm, perception):
+    for said, asked in (("the red box", "the red box."), (" the red box! ", "the red box!")):
+        answer, _ = torch_answers(pixellm, PICTURE, f"{asked} Please output segmentation mask.", 20)
+        result = perception.ask(PICTURE, Query(said, max_new_tokens=20))
+        assert result.text == re.sub(r" ?\{seg\}", "", pixellm.text.decode(answer.ids)).strip() and len(result.targets) == len(answer.fused)
+
+
 def test_targets_have_names_scores_and_whole_masks(perception):
     pieces = []
     result = perception.ask(PICTURE, BOTH, pieces.append)
