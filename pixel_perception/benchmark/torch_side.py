@@ -26,8 +26,8 @@ COPIED = 1 << 30
 """Bytes copied to measure a GPU's bandwidth."""
 SIDE = 8192
 """Of the square matrices that a GPU's peak arithmetic is measured with."""
-SPARE = 1 << 30
-"""Bytes of memory that nobody plans with."""
+SPARE = 3 << 30
+"""Bytes of memory that are left to everybody else: with 1 GB the machine had stopped to do anything but page."""
 
 
 @dataclass(frozen=True)
