@@ -17,6 +17,8 @@ from pixel_perception.geometry import Letterbox
 from pixel_perception.runtime.session import Backend
 from pixel_perception.runtime.vision import Encoded, Vision
 
+TOGETHER = 32
+"""So many regions are looked into at once: each needs the whole feature map for itself."""
 LEVELS = tuple(f"level_{stride}" for stride in (8, 16, 32, 64, 128))
 
 
@@ -68,7 +70,8 @@ class PixelLLMVision(Vision):
 
     def regions(self, encoded: Encoded, boxes: np.ndarray) -> tuple[np.ndarray, None]:
         """Visual tokens (R, n, hidden) of boxes (R, 4), normalised."""
-        return self._extract(encoded, boxes)["projected"][0], None
+        found = [self._extract(encoded, boxes[i : i + TOGETHER])["projected"][0] for i in range(0, len(boxes), TOGETHER)]
+        return np.concatenate(found), None
 
     def objects(self, encoded: Encoded) -> Objects:
         """What the detector finds; nothing where there is none."""
@@ -95,8 +98,7 @@ class PixelLLMVision(Vision):
 
     def boxes(self, encoded: Encoded, queries: np.ndarray) -> np.ndarray:
         """See `Vision.boxes`: the points of the state that predicts the end of the text (equation 5)."""
-        points = self._points(queries[:, -2])
-        return np.concatenate((points.min(1), points.max(1)), -1) * np.tile(encoded.letterbox.whole[2:], 2)
+        return self._around(encoded, queries[:, -2])
 
     def decode(self, encoded: Encoded, queries: np.ndarray) -> tuple[np.ndarray, None]:
         """See `Vision.decode`; without a mask decoder there is nothing in a mask."""
@@ -109,14 +111,13 @@ class PixelLLMVision(Vision):
 
     def places(self, encoded: Encoded, states: np.ndarray) -> np.ndarray | None:
         """See `Vision.places`."""
-        if "location_head" not in self._graphs:
-            return None
-        points = self._points(states)
-        return np.concatenate((points.min(1), points.max(1)), -1) * np.tile(encoded.letterbox.whole[2:], 2)
+        return self._around(encoded, states) if "location_head" in self._graphs else None
 
-    def _points(self, states: np.ndarray) -> np.ndarray:
-        """Two points (N, 2, 2) for each state (N, hidden), as fractions of the image."""
-        return self._graphs["location_head"].run({"hidden_states": np.ascontiguousarray(states, np.float32)})["points"]
+    def _around(self, encoded: Encoded, states: np.ndarray) -> np.ndarray:
+        """Normalised boxes (N, 4) around the two points of each state (N, hidden)."""
+        points = self._graphs["location_head"].run({"hidden_states": np.ascontiguousarray(states, np.float32)})["points"]
+        # The head's points are fractions of the image, which fills a part of the frame.
+        return np.concatenate((points.min(1), points.max(1)), -1) * np.tile(encoded.letterbox.whole[2:], 2)
 
 
 def distinct(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
