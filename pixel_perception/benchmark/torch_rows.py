@@ -29,6 +29,7 @@ def decode(network: Network, compiled: bool) -> list[Row]:
         each.setdefault(name, []).append(spent)
         return prefill
 
+    decode_and_prefill(network, first, rest[:1])  # loads ours, so that torch is weighed against the memory that is left
     reader, why = _had(lambda: _reader(network, compiled, len(tokens)))
     work = {"ours": lambda: timed("ours", lambda: decode_and_prefill(network, first, rest))}
     if reader:

@@ -27,7 +27,7 @@ COPIED = 1 << 30
 SIDE = 8192
 """Of the square matrices that a GPU's peak arithmetic is measured with."""
 SPARE = 3 << 30
-"""Bytes of memory that are left to everybody else: with 1 GB the machine had stopped to do anything but page."""
+"""Bytes of memory that are left to everybody else."""
 
 
 @dataclass(frozen=True)
