@@ -74,7 +74,7 @@ def tops(found):
     return {name.split(".")[0]: f"{module} imports {name}" for name, module in found.items()}
 
 
-RUNTIME = ["perception", "types", "errors", "bundle", "strict", "writing", "masks", "boxes", "geometry", "tracking"]
+RUNTIME = ["perception", "asking", "types", "errors", "bundle", "strict", "writing", "masks", "boxes", "geometry", "tracking"]
 RUNTIME_PATH = [f"pixel_perception.{name}" for name in RUNTIME] + [m for m in MODULES if m.startswith("pixel_perception.runtime")]
 
 
