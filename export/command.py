@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=192,
         help="images and questions compared; fewer than 64 different ones prove nothing",
     )
-    parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model; those of PixelLLM stay fp32")
+    parser.add_argument("--language", choices=PRECISIONS, default="int8", help="weights of the language model")
     parser.add_argument("--vision", choices=eight_bit.PRECISIONS, default="fp32",
                         help="compact: matrix products of vision (not its convolutions); int8 is for CPUs, and compared like the rest")
     parser.add_argument(
@@ -141,10 +141,8 @@ def _paper(arguments) -> int:
     samples = read_samples(arguments.images, arguments.prompts) if arguments.images else ()
     told = {"samples": samples, "accept_drift": arguments.accept_drift or "", "licence": arguments.licence, "version": arguments.version,
             "provenance": _provenance(arguments.provenance)}  # fmt: skip
-    if arguments.config.startswith("pixellm-"):
-        bundle = export_pixellm(arguments.config, arguments.run, arguments.out, arguments.language, **told)
-    else:
-        bundle = export_pixelllm(arguments.config, arguments.run, arguments.out, **told)
+    export = export_pixellm if arguments.config.startswith("pixellm-") else export_pixelllm
+    bundle = export(arguments.config, arguments.run, arguments.out, arguments.language, **told)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {bundle.digest[:12]}")
     if not samples:

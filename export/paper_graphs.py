@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pixel_perception.export.torch_graph import Axes, torch_graph
 from pixel_perception.models.pixellm.images import MEAN, STD
 from pixel_perception.models.pixellm.model import PixelLM
+from pixel_perception.runtime.agreement import cosine
 
 TRACED, COMPARED = (2, 3), ((1, 1), (3, 2))
 """Images, and targets or regions of each, that a graph is traced with and compared at."""
@@ -45,8 +46,16 @@ class Part:
 
     def differences(self, path: Path) -> dict[str, float]:
         """Output -> largest difference from torch, at all sizes of `COMPARED`, as a part of the output's largest magnitude (at least 1)."""
+        return {name: max(apart(*pair) for pair in pairs) for name, pairs in self._pairs(path).items()}
+
+    def cosines(self, path: Path) -> dict[str, float]:
+        """Output -> least cosine with torch of the vectors on its last axis, at all sizes of `COMPARED`."""
+        return {name: min(float(cosine(*pair).min()) for pair in pairs) for name, pairs in self._pairs(path).items()}
+
+    def _pairs(self, path: Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """Output -> what the graph says and what torch says, at all sizes of `COMPARED`."""
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        found = dict.fromkeys(self.outputs, 0.0)
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self.outputs}
         for sizes in COMPARED:
             inputs = self.examples(*sizes)
             with torch.inference_mode():
@@ -55,7 +64,7 @@ class Part:
             feeds = {name: t.numpy() for key, values in flat.items() for name, t in zip(self.names.get(key, (key,)), values, strict=True)}
             actual = session.run(self.outputs, feeds)
             for name, ours, theirs in zip(self.outputs, actual, expected, strict=True):
-                found[name] = max(found[name], apart(ours, theirs.numpy()))
+                found[name].append((ours, theirs.numpy()))
         return found
 
 

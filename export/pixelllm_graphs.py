@@ -1,7 +1,7 @@
 """PixelLLM as ONNX graphs: what it sees, what it proposes, what it writes and where that lies.
 
-The detector is cut where a graph would need as many steps as there are boxes: `proposals` ends before the first suppression and
-`second_stage` before the last; both are done outside (`runtime.detection`). Either language model is an encoder, which reads
+The detector is cut where a graph would need as many steps as there are boxes: `proposals` ends before the best are chosen and
+suppressed, `second_stage` before that is done again; `runtime.pixelllm` does both. Either language model is an encoder, which reads
 visual tokens and a text prompt once, and a decoder with a cache:
 
     language_encoder   visual (B, N, C), context (B, M) int64, 0 where padded
@@ -44,7 +44,7 @@ class _Proposals(Wrapper):
     def forward(self, joined: Tensor) -> tuple[Tensor, ...]:
         detector = self.model.detector
         levels = detector.pyramid(joined)
-        return *detector.candidates(*detector.head(levels), detector.config.before_nms[1]), *levels
+        return *detector.candidates(*detector.head(levels)), *levels
 
 
 class _SecondStage(Wrapper):

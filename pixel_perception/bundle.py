@@ -113,8 +113,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Detector:
-    """How PixelLLM's detector thins out what it finds: proposals, and then objects that overlap by so much go, the best so many stay."""
+    """How PixelLLM's detector thins out what it finds: of the best peaks, and then of the objects made of them, go those that overlap
+    by so much, and the best so many stay."""
 
+    peaks: int = 1000
     proposal_overlap: float = 0.9
     proposals: int = 256
     overlap: float = 0.5

@@ -80,10 +80,11 @@ class PixelLLMVision(Vision):
         return encoded.once("objects", lambda: self._detect(encoded))
 
     def _detect(self, encoded: Encoded) -> Objects:
-        """Proposals, the overlapping ones suppressed, looked at again, and suppressed again (`models.pixelllm.proposals`)."""
+        """The best proposals, those that overlap suppressed, looked at again, and suppressed again (`models.pixelllm.proposals`)."""
         limits, side = self._detector, np.float32(self._image.width)
         first = self._graphs["proposals"].run({"joined": encoded.features["joined"]})
-        boxes, scores = first["boxes"][0], first["scores"][0]
+        best = np.argsort(-first["scores"][0], kind="stable")[: limits.peaks]
+        boxes, scores = first["boxes"][0, best], first["scores"][0, best]
         kept = distinct(boxes, scores, limits.proposal_overlap)[: limits.proposals]
         feeds = {name: first[name] for name in LEVELS} | {"boxes": np.clip(boxes[kept], 0, side), "scores": scores[kept]}
         second = self._graphs["second_stage"].run(feeds)

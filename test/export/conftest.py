@@ -25,4 +25,4 @@ def pixelllm_bundle(pixelllm_folder):
     from pixel_perception.export.pixellm_parity import Asked
 
     samples = [Asked(np.roll(picture(28), 28 * i, 1), text) for i, text in enumerate(("the red mug", "two cups", "yellow can"))]
-    return export_pixelllm("tiny", pixelllm_folder, pixelllm_folder.with_name("bundle"), samples, "few pictures", "mine")
+    return export_pixelllm("tiny", pixelllm_folder, pixelllm_folder.with_name("bundle"), "fp32", samples, "few pictures", "mine")

@@ -1,5 +1,8 @@
 """PixelLLM's graphs against torch where `Perception` does not tell them apart: beams, the small text decoder, figures that must rise."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +14,9 @@ from tokenizers_on_the_spot import tokenizer_for
 from pixel_perception.bundle import Bundle, Codebook, Manifest, Tokens
 from pixel_perception.export.bundle import graph_spec
 from pixel_perception.export.expected import TOLERANCE
+from pixel_perception.export.parity import GATES
 from pixel_perception.export.pixelllm_graphs import cache_names, language_parts, merge_lora, pixelllm_parts
+from pixel_perception.export.rounding import rounded
 from pixel_perception.models import folder
 from pixel_perception.models.pixelllm.config import PixelLLMConfig
 from pixel_perception.models.pixelllm.decoding import beam, greedy
@@ -123,6 +128,23 @@ def test_small_text_decoder_writes_and_reads_as_in_torch(small):
     (group,) = (event for _, event in events if isinstance(event, Group))
     np.testing.assert_allclose(group.states, states[0], atol=1e-4)
     assert group.label == answers[2].stream.text == "the red mug" and group.span == (0, 11)
+
+
+def test_rounded_matrices_say_nearly_the_same(small, tmp_path):
+    model, bundle = small
+    shutil.copytree(bundle.folder, tmp_path / "rounded")
+    graphs, parts = {}, language_parts(model)
+    for name, part in parts.items():
+        path = tmp_path / "rounded" / f"{name}.onnx"
+        before = path.with_name(f"{path.name}.data").stat().st_size
+        graphs[name] = graph_spec(path, rounded(path, "int8"), "int8")
+        assert min(part.cosines(path).values()) > GATES["hidden_cosine"] and max(part.differences(path).values()) > TOLERANCE
+        assert path.with_name(f"{path.name}.data").stat().st_size < 0.5 * before
+        assert graphs[name].inputs == bundle.manifest.graphs[name].inputs
+    language = SequenceLanguage(Bundle(tmp_path / "rounded", replace(bundle.manifest, graphs=graphs), ""), OnnxRuntime(threads=1))
+    answer = Answer()
+    list(language.converse(prefix(1, 8, seed=4)[0][0].numpy(), [Prompt("an object of", None, 96)], [answer]))
+    assert answer.stream.text and answer.finish_reason
 
 
 def test_merged_adapters_compute_the_same():

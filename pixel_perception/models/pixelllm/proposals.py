@@ -173,21 +173,21 @@ class Detector(nn.Module):
             strides.append(torch.full((len(centre),), float(stride), device=level.device))
         return torch.cat(centres), torch.cat(strides)
 
-    def candidates(self, heat: list[torch.Tensor], sides: list[torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``count`` strongest peaks, or all there are, best first: boxes (B, K, 4), not clipped, and scores (B, K)."""
+    def candidates(self, heat: list[torch.Tensor], sides: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every cell of every level proposes: boxes (B, M, 4), not clipped, and scores (B, M)."""
         centres, strides = self.grid(heat)
         scores = torch.cat([h.flatten(1) for h in heat], 1).sigmoid()
         sides = torch.cat([s.flatten(2) for s in sides], 2).transpose(1, 2) * strides[:, None]
-        boxes = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1)
-        scores, index = scores.topk(min(count, scores.shape[1]))
-        return boxes.gather(1, index[..., None].expand(-1, -1, 4)), scores
+        return torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1), scores
 
     def proposals(self, heat: list[torch.Tensor], sides: list[torch.Tensor], size: tuple[int, int],
                   training: bool = False) -> list[Detections]:
         """The strongest peaks of each image after suppression; ``size`` is the input's (height, width)."""
         stage = 0 if training else 1
         out = []
-        for box, score in zip(*self.candidates(heat, sides, self.config.before_nms[stage]), strict=True):
+        for box, score in zip(*self.candidates(heat, sides), strict=True):
+            score, index = score.topk(min(self.config.before_nms[stage], len(score)))
+            box = box[index]
             keep = nms(box, self.config.proposal_overlap)[: self.config.after_nms[stage]]
             out.append(Detections(clip_boxes(box[keep], size), score[keep]))
         return out
