@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.images is None:
         parser.error("the following arguments are required: --images")
     provenance = _provenance(arguments.provenance)
-    from pixel_perception.export.parity import compare, judge, read_samples, scarce
+    from pixel_perception.export.parity import accepted, compare, read_samples
 
     samples = read_samples(arguments.images, arguments.prompts)
     model = load_run(arguments.run)
@@ -121,10 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         figures = compare(model, assemble(parts, Path(scratch) / "bundle"), samples)
         print(json.dumps(figures))
-        drift = " ".join(filter(None, (judge(figures), scarce(figures))))
-        if drift and not arguments.accept_drift:
-            raise PerceptionError("INVALID_BUNDLE", f"{arguments.out}: not written: {drift}")
-        prove(parts, figures, f"{drift} Accepted: {arguments.accept_drift}" if drift else "")
+        prove(parts, figures, accepted(figures, arguments.out, arguments.accept_drift or ""))
         shutil.copytree(parts, work, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB, manifest {file_digest(arguments.out / MANIFEST)[:12]}")

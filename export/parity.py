@@ -177,6 +177,17 @@ def scarce(figures: dict) -> str | None:
     return f"prompts: {figures['prompts']} different questions about {figures['images']} images were compared, expected at least {PROMPTS}."
 
 
+def accepted(figures: dict, out: Path, reason: str) -> str:
+    """What the manifest says of gates that failed; empty where all passed.
+
+    Raises PerceptionError INVALID_BUNDLE, by the folder `out` that is not written then, where one failed and no `reason` accepts it.
+    """
+    drift = " ".join(filter(None, (judge(figures), scarce(figures))))
+    if drift and not reason:
+        raise PerceptionError("INVALID_BUNDLE", f"{out}: not written: {drift}")
+    return f"{drift} Accepted: {reason}" if drift else ""
+
+
 def divergence(wanted: np.ndarray, ours: np.ndarray) -> float:
     """Kullback-Leibler divergence in nats of two rows of logits, from `wanted` to `ours`."""
     p, q = (x.astype(np.float64) - x.max() for x in (wanted, ours))

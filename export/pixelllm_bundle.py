@@ -9,11 +9,10 @@ import torch
 from tqdm import tqdm
 
 from pixel_perception.bundle import Bundle, Codebook, Detector, ImageSpec, Manifest, Templates, Thresholds, Tokens
-from pixel_perception.errors import PerceptionError
 from pixel_perception.evaluation.networks import PROMPTS
 from pixel_perception.export.bundle import NOT_COMPARED, finish, graph_spec
 from pixel_perception.export.expected import expect_close, expect_own
-from pixel_perception.export.parity import compare, judge, scarce
+from pixel_perception.export.parity import accepted, compare
 from pixel_perception.export.pixelllm_graphs import merge_lora, pixelllm_parts
 from pixel_perception.export.pixelllm_parity import measure
 from pixel_perception.export.pixellm_parity import Asked
@@ -62,10 +61,7 @@ def export_pixelllm(name: str, source: Path, out: Path, precision: str = "int8",
         finish(work, manifest, figures)
         if samples:
             figures |= compare(model, Bundle.listed(work), samples, measure=measure)
-            drift = " ".join(filter(None, (judge(figures), scarce(figures))))
-            if drift and not accept_drift:
-                raise PerceptionError("INVALID_BUNDLE", f"{out}: not written: {drift}")
-            finish(work, manifest, figures, f"{drift} Accepted: {accept_drift}" if drift else "")
+            finish(work, manifest, figures, accepted(figures, out, accept_drift))
     return Bundle.open(out)
 
 

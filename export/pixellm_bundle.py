@@ -20,7 +20,7 @@ from pixel_perception.export.bundle import NOT_COMPARED, finish, graph_spec
 from pixel_perception.export.expected import expect_close, expect_own
 from pixel_perception.export.llama_folder import LlamaFolder, add_language, decoder_shape
 from pixel_perception.export.paper_graphs import apart, pixellm_parts
-from pixel_perception.export.parity import compare, judge, scarce
+from pixel_perception.export.parity import accepted, compare
 from pixel_perception.export.pixellm_parity import Asked, measure
 from pixel_perception.models.configurations import from_dict, to_dict
 from pixel_perception.models.folder import describe, load
@@ -82,10 +82,7 @@ def export_pixellm(name: str, source: Path, out: Path, precision: str = "int8", 
         if samples:
             model.language, model.word_head = language, head
             figures |= compare(model, Bundle.listed(work), samples, measure=measure)
-            drift = " ".join(filter(None, (judge(figures), scarce(figures))))
-            if drift and not accept_drift:
-                raise PerceptionError("INVALID_BUNDLE", f"{out}: not written: {drift}")
-            finish(work, manifest, figures, f"{drift} Accepted: {accept_drift}" if drift else "")
+            finish(work, manifest, figures, accepted(figures, out, accept_drift))
     return Bundle.open(out)
 
 

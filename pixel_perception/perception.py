@@ -182,7 +182,6 @@ class Perception:
 
     def prefix(self, encoded: Encoded) -> Past:
         """The frame as the language model has read it: made once per frame, shared by its questions."""
-
         return encoded.once("prefix", lambda: self.language.prefix(*self.vision.visual(encoded)))
 
 

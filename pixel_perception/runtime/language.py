@@ -147,8 +147,7 @@ class Language(ABC):
 
         Every step feeds each unfinished answer what it has chosen, a token or a whole codebook run; a single answer also what
         it will probably choose next (drafting.py). `answers` (new ones) are filled meanwhile and have their `finish_reason`
-        when the generator ends. Raises PerceptionError INVALID_QUERY where a
-        question is longer than the context.
+        when the generator ends. Raises PerceptionError INVALID_QUERY where a question is longer than the context.
         """
         step, left = self._ask(prefix, prompts), [prompt.most for prompt in prompts]
         nothing = np.zeros((0, self.decoder.hidden), np.float32)
