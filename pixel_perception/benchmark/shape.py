@@ -190,8 +190,8 @@ class Shape(Network):
         memory."""
         free = psutil.virtual_memory().available
         if room * size > free:
-            raise PerceptionError("OUT_OF_MEMORY", f"{self.name}: its {what} takes {room * size / 1e9:.1f} GB of memory to make and load, "
-                                                   f"{free / 1e9:.1f} GB are free.")
+            raise PerceptionError("OUT_OF_MEMORY", f"{self.name}: making and loading its {what} takes {room * size / 1e9:.1f} GB of "
+                                                   f"memory, {free / 1e9:.1f} GB are free.")
         if folder.is_dir():
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
