@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pixel_perception.benchmark.rows import BARS, Row, number
+from pixel_perception.benchmark.rows import BARS, COMPARED, Row, number
 
 
 def plot(rows: Mapping[str, Row], title: str, path: Path) -> None:
@@ -23,7 +23,8 @@ def plot(rows: Mapping[str, Row], title: str, path: Path) -> None:
         axes.text(row.ours / largest + 0.01, place + 0.18, f"{number(row.ours)} {row.unit}", va="center", fontsize=8)
         if row.reference is not None:
             axes.barh(place - 0.18, row.reference / largest, 0.34, color="#c9ced6")
-            ratio = f"   ({row.ratio:.2f}x, bar {BARS[row.name].text})"
+            bar = BARS[row.name]
+            ratio = f"   ({row.ratio:.2f}x" + (")" if bar is COMPARED else f", bar {bar.text})")
             axes.text(row.reference / largest + 0.01, place - 0.18, f"{number(row.reference)} {row.unit}{ratio}", va="center", fontsize=8)
     axes.set_yticks(range(len(shown)), [row.name for row in reversed(shown)], fontsize=9)
     axes.set_xlim(0, 1.5)

@@ -130,7 +130,7 @@ def test_a_shape_that_memory_does_not_hold_is_refused_before_it_is_made(shape, t
     config, name = named(str(shape))
     huge = replace(config, language=replace(config.language, dim=1 << 16, mlp=1 << 18, layers=1000))
     subject = Shape(huge, name, tmp_path, backend_of("onnxruntime-cpu", 1), SHORT)
-    with pytest.raises(PerceptionError, match=r"small: its language graph in int4 takes .* GB of memory"):
+    with pytest.raises(PerceptionError, match=r"small: making and loading its language graph in int4 takes .* GB of memory"):
         subject.decoder.read([], None)
     assert not list(tmp_path.iterdir())
 
