@@ -19,6 +19,7 @@ section 2) with the rotary embedding of Su et al. (RoFormer, section 3.2.2).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
@@ -68,7 +69,7 @@ def plain_graph(shape: DecoderShape, weights: Mapping[str, np.ndarray], precisio
     return _Stored(shape, weights, precision, block, compute, beside).model()
 
 
-class PlainGraph(GraphWriter):
+class PlainGraph(GraphWriter, ABC):
     """The graph but for how its matrices are stored. Tensors between nodes are of type `compute` unless their name ends in .fp32."""
 
     def __init__(self, shape: DecoderShape, weights: Mapping[str, np.ndarray], compute: type, beside: BinaryIO | None = None) -> None:
@@ -76,9 +77,9 @@ class PlainGraph(GraphWriter):
         self.shape, self.weights = shape, weights
         self.compute, self.type = compute, helper.np_dtype_to_tensor_dtype(np.dtype(compute))
 
+    @abstractmethod
     def linears(self, x: str, prefix: str, parts: Sequence[str]) -> None:
         """x (..., inputs) times the matrices `prefix` + part, (outputs, inputs), transposed; results have the matrices' names."""
-        raise NotImplementedError
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from pixel_perception.runtime.cuda import Cuda, Memory
 
 
-class DeviceContext:
+class DeviceContext(ABC):
     """Shapes and addresses are set when they change, which after the first run is rarely."""
 
     records = False
@@ -23,22 +24,23 @@ class DeviceContext:
         self._addresses: dict[str, int] = {}
         self._own: dict[str, Memory] = {}
 
+    @abstractmethod
     def declared(self, name: str) -> tuple[int | str, ...]:
         """Shape of an input or output as the graph has it: an axis whose size may change is -1 or a word."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Shape of an output, once those of all inputs are known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self) -> None:
         """Start the graph on its stream. Raises PerceptionError INTERNAL or OUT_OF_MEMORY."""
-        raise NotImplementedError
 
+    @abstractmethod
     def say_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Tell the library an input's new shape. Raises PerceptionError INVALID_QUERY where it does not take it."""
 
-    def say_address(self, name: str, address: int) -> None:
+    def say_address(self, name: str, address: int) -> None:  # noqa: B027  (one library is told with every run)
         """Tell the library where an input or output lies from now on."""
 
     def shape(self, name: str, shape: tuple[int, ...]) -> None:
