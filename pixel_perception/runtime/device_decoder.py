@@ -124,7 +124,7 @@ class DeviceDecoder:
     def read(self, parts: Sequence[np.ndarray], past: DevicePast | None, asked: Sequence[int] | None = None,
              positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked, positions)
+        packing = Packing.of(parts, past, asked, positions)
         seen, owner, before, places = packing.seen, packing.owner, packing.before, packing.asked
         if seen.shape[1] > POSITIONS:
             raise PerceptionError("INVALID_QUERY", f"{self._where}: expected at most {POSITIONS} positions of all rows together, "

@@ -156,7 +156,7 @@ class OnnxDecoder:
     def read(self, parts: Sequence[np.ndarray], past: OnnxPast | None, asked: Sequence[int] | None = None,
              positions: Sequence[int] | None = None) -> Step:
         """See `Decoder.read`."""
-        packing = Packing.of(parts, *((None, (0,)) if past is None else (past.seen, past.lengths)), asked, positions)
+        packing = Packing.of(parts, past, asked, positions)
         kind = self._kinds["attention_bias"]
         feeds = {
             "inputs_embeds": np.concatenate(parts)[None].astype(self._kinds["inputs_embeds"], copy=False),

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from pixel_perception.runtime.session import Step
+
+
+class Rows(Protocol):
+    """A past, as far as packing looks into it."""
+
+    seen: np.ndarray
+    """(rows, positions) bool: the positions that belong to each row."""
+    lengths: tuple[int, ...]
+    """Where each row goes on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +42,18 @@ class Packing:
     """Where each row goes on afterwards."""
 
     @staticmethod
-    def of(parts: Sequence[np.ndarray], seen: np.ndarray | None, lengths: tuple[int, ...], asked: Sequence[int] | None,
+    def of(parts: Sequence[np.ndarray], past: Rows | None, asked: Sequence[int] | None,
            positions: Sequence[int] | None = None) -> Packing:
-        """Rows that read `parts` up to their `lengths` after what is in `seen` (None: nothing yet, one row). Raises ValueError as
-        `read`."""
+        """Rows that read `parts` after a past (None: nothing yet, one row). Raises ValueError as `read`."""
         rows, counts = len(parts), tuple(len(part) for part in parts)
-        if rows > 1 == len(lengths) and seen is not None:
+        seen, lengths = (np.zeros((1, 0), bool), (0,)) if past is None else (past.seen, past.lengths)
+        if rows > 1 == len(lengths) and past is not None:
             seen, lengths = np.repeat(seen, rows, 0), lengths * rows
         if rows != len(lengths) or not any(counts):
             raise ValueError(f"parts: expected one for each of {len(lengths)} rows, not all empty, "
                              f"found {rows} of {list(counts)} positions")  # fmt: skip
-        if positions is not None and (rows > 1 or seen is None):  # ONNX Runtime counts the first positions by itself
+        if positions is not None and (rows > 1 or past is None):  # ONNX Runtime counts the first positions by itself
             raise ValueError("positions: expected a single part behind a past")
-        seen = np.zeros((1, 0), bool) if seen is None else seen
         owner = np.repeat(np.arange(rows), counts)
         after = tuple(n + c for n, c in zip(lengths, counts, strict=True)) if positions is None else (int(positions[-1]) + 1,)
         if positions is None:
