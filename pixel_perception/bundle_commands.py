@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from pixel_perception.bundle import Bundle, GraphSpec, TensorSpec
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
-
-if TYPE_CHECKING:
-    from pixel_perception.bundle import Bundle, GraphSpec, TensorSpec
 
 WHICH = "bundle or folder of parts; without it $PIXEL_PERCEPTION_BUNDLE, else the bundle in the cache"
 MANY = 8
@@ -25,7 +22,7 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the manifest itself")
     arguments = parser.parse_args(argv)
 
-    bundle = listed(arguments.bundle)
+    bundle = Bundle.listed(arguments.bundle)
     if wrong := list(filter(None, check_files(bundle).values())):
         raise PerceptionError("INVALID_BUNDLE", wrong[0])
     print(bundle.manifest.to_json() if arguments.json else describe(bundle), end="")
@@ -45,7 +42,7 @@ def bundle(argv: Sequence[str]) -> int:
 
 def verify(arguments) -> int:
     """`pixel-perception bundle verify`."""
-    bundle = listed(arguments.bundle)
+    bundle = Bundle.listed(arguments.bundle)
     problems = check_files(bundle)
     wrong = list(filter(None, problems.values())) or list(filter(None, check_graphs(bundle).values()))
     files = [{"file": name, "bytes": size(bundle, name), "sha256": digest, "problem": problems[name]}
@@ -60,13 +57,6 @@ def verify(arguments) -> int:
     if wrong:
         raise PerceptionError("INVALID_BUNDLE", wrong[0] + (f" ({len(wrong) - 1} more)" if wrong[1:] else ""))
     return 0
-
-
-def listed(folder: str | None) -> Bundle:
-    """What a bundle's manifest says. Raises PerceptionError INVALID_BUNDLE."""
-    from pixel_perception.bundle import Bundle
-
-    return Bundle.listed(folder)
 
 
 def check_files(bundle: Bundle) -> dict[str, str]:
