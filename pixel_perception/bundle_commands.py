@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from pixel_perception.bundle import Bundle, GraphSpec, TensorSpec
+from pixel_perception.bundle import Bundle, GraphSpec, TensorSpec, verify_file
 from pixel_perception.cli import Parser
 from pixel_perception.errors import PerceptionError
 
@@ -61,8 +61,6 @@ def verify(arguments) -> int:
 
 def check_files(bundle: Bundle) -> dict[str, str]:
     """File name -> one sentence about what is wrong with it, or an empty string."""
-    from pixel_perception.bundle import verify_file
-
     return {name: _sentence(verify_file, bundle.folder, name, digest) for name, digest in bundle.digests.items()}
 
 
